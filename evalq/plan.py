@@ -1,0 +1,309 @@
+"""What a user asks for: the plan of a run, read from YAML and flags, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from evalq.errors import EvalqError, PlanError, nearest
+from evalq.schema import Granularity, PerChannel, PerGroup, Scheme, WeightScheme, content_hash
+
+__all__ = [
+    "CalibrationPlan",
+    "CostPlan",
+    "EnginePlan",
+    "FidelityPlan",
+    "Plan",
+    "RecommendPlan",
+    "VariantPlan",
+    "load_plan",
+    "parse_plan",
+    "parse_variant",
+    "read_yaml",
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VariantPlan(_Section):
+    """One variant to make and measure.
+
+    Either ``method`` and ``bits`` (an artifact is made), or ``artifact`` (a directory that exists),
+    or ``endpoint`` (a URL).
+    """
+
+    name: str = ""
+    method: str = ""
+    bits: int | None = None
+    group_size: int | Literal["channel"] | None = None
+    symmetric: bool = True
+    activation_bits: int | None = None
+    kv_bits: int | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    artifact: str = ""
+    endpoint: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_label(cls, value: str) -> str:
+        if value != value.strip() or any(ord(c) < 32 for c in value) or len(value) > 80:
+            raise ValueError("a name is at most 80 printable characters without outer spaces")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> VariantPlan:
+        sources = [s for s in (self.method, self.artifact, self.endpoint) if s]
+        if len(sources) != 1:
+            raise ValueError("give exactly one of method, artifact and endpoint")
+        if self.method and self.bits is None:
+            raise ValueError(f"method {self.method!r} needs bits")
+        return self
+
+    @property
+    def granularity(self) -> Granularity:
+        """Of the weights: groups of 128 unless said otherwise.
+
+        Raises:
+            PlanError: the group size is no positive number.
+        """
+        if self.group_size in ("channel", -1):
+            return PerChannel()
+        return PerGroup(128 if self.group_size is None else int(self.group_size))
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme asked for.
+
+        Raises:
+            PlanError: a width or a group size that cannot be, or a variant that is not made here.
+        """
+        if self.bits is None:
+            raise PlanError(f"variant {self.label!r} is not made here and has no scheme of its own")
+        weights = WeightScheme(self.bits, self.granularity, self.symmetric)
+        return Scheme(weights, self.activation_bits, self.kv_bits)
+
+    @property
+    def label(self) -> str:
+        """The name, or one made of method and scheme: ``gptq-w4-g128``."""
+        if self.name:
+            return self.name
+        if self.method:
+            return f"{self.method}-{self.scheme}"
+        return Path(self.artifact).name if self.artifact else self.endpoint
+
+
+class CalibrationPlan(_Section):
+    """Text that methods calibrate on.
+
+    Args:
+        source: ``auto`` (the built-in parent's own text, and for other parents the prose that
+            ships with Python), a file (.txt, .jsonl), ``suite:NAME`` (the training split of its
+            tasks).
+        samples: windows.
+        length: tokens a window.
+    """
+
+    source: str = "auto"
+    samples: int = Field(128, ge=1)
+    length: int = Field(512, ge=8)
+
+
+class FidelityPlan(_Section):
+    """Held-out text that distributions are compared on; ``source`` as for calibration."""
+
+    enabled: bool = True
+    source: str = "auto"
+    windows: int = Field(48, ge=1)
+    length: int = Field(512, ge=8)
+
+
+class CostPlan(_Section):
+    """What is timed: ``repeats`` interleaved measurements at one batch and length."""
+
+    enabled: bool = True
+    repeats: int = Field(5, ge=1)
+    batch: int = Field(1, ge=1)
+    prefill_tokens: int = Field(128, ge=1)
+    decode_tokens: int = Field(32, ge=1)
+
+
+class EnginePlan(_Section):
+    """How models are run. ``auto`` dtype is float32 on a CPU and the parent's own on a GPU."""
+
+    kind: str = "transformers"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_tokens: int = Field(16384, ge=1)
+    max_length: int | None = Field(None, ge=2)
+    threads: int | None = Field(None, ge=1)
+    trust_remote_code: bool = False
+
+
+class RecommendPlan(_Section):
+    """What a recommended tier has to meet, in accuracy points (pp) against the parent."""
+
+    margin_pp: float = Field(2.0, gt=0)
+    slice_margin_pp: float = Field(5.0, gt=0)
+    min_items: int = Field(100, ge=1)
+    confidence: float = Field(0.90, gt=0.5, lt=1)
+
+
+class Plan(_Section):
+    """A whole run.
+
+    Args:
+        parent: ``builtin``, ``smollm2``, a directory, a GGUF file or a hub name.
+        suites: names of suites, or paths of suite files.
+        workloads: JSONL files of the user's own items.
+        limit: at most so many items a task.
+        out: the run directory; ``runs/<name>`` when empty.
+    """
+
+    plan_version: Literal[1] = 1
+    name: str = "run"
+    parent: str = "builtin"
+    variants: tuple[VariantPlan, ...] = ()
+    suites: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
+    limit: int | None = Field(None, ge=1)
+    data_dir: str = ""
+    calibration: CalibrationPlan = CalibrationPlan()
+    fidelity: FidelityPlan = FidelityPlan()
+    cost: CostPlan = CostPlan()
+    engine: EnginePlan = EnginePlan()
+    recommend: RecommendPlan = RecommendPlan()
+    seed: int = 0
+    out: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Identity of what is measured. Where it is written to, and its name, do not count."""
+        return content_hash(self.model_dump(mode="json", exclude={"out", "name"}))
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed where ``location`` points to, for suggestions."""
+    current: type[BaseModel] = model
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                current = candidate
+    return list(current.model_fields)
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> PlanError:
+    """The first fault of a pydantic error as a message a user can act on."""
+    fault = error.errors()[0]
+    location = fault["loc"]
+    path = ".".join(str(p) for p in location)
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, location)
+        return PlanError(f"{where}: unknown key {path!r}", hint=nearest(str(location[-1]), known))
+    message = fault["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
+    return PlanError(f"{where}: {path + ': ' if path else ''}{message}{given}")
+
+
+def parse_plan(data: Mapping[str, Any], where: str = "plan") -> Plan:
+    """A checked plan.
+
+    Raises:
+        PlanError: an unknown key (the nearest is suggested), a value of the wrong kind, two
+            variants with one name, a scheme that cannot be.
+    """
+    try:
+        plan = Plan.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, Plan, where) from None
+    _check_variants(plan, where)
+    return plan
+
+
+def _check_variants(plan: Plan, where: str) -> None:
+    seen: set[str] = {"parent"}
+    for index, variant in enumerate(plan.variants):
+        try:
+            if variant.method:
+                _ = variant.scheme
+            label = variant.label
+        except EvalqError as error:
+            message = f"{where}: variants.{index}: {error.message}"
+            raise PlanError(message, hint=error.hint) from None
+        if label in seen:
+            raise PlanError(
+                f"{where}: two variants are named {label!r}",
+                hint="Give each a 'name' of its own ('parent' is taken).",
+            )
+        seen.add(label)
+
+
+def parse_variant(text: str) -> dict[str, Any]:
+    """``--variant``'s value: ``METHOD:BITS[:gSIZE|channel][:asym]``, or ``artifact=DIR``.
+
+    >>> parse_variant("gptq:4:g64:asym")
+    {'method': 'gptq', 'bits': 4, 'group_size': 64, 'symmetric': False}
+
+    Raises:
+        PlanError: not of that form.
+    """
+    name, found, rest = text.partition("=")
+    if found and name in ("artifact", "endpoint"):
+        return {name: rest}
+    hint = "Write METHOD:BITS[:gSIZE|channel][:asym], for example gptq:4:g64:asym."
+    parts = text.split(":")
+    if len(parts) < 2:
+        raise PlanError(f"--variant {text!r} names no bits", hint=hint)
+    try:
+        out: dict[str, Any] = {"method": parts[0], "bits": int(parts[1].removeprefix("w"))}
+        for part in parts[2:]:
+            if part in ("asym", "sym"):
+                out["symmetric"] = part == "sym"
+            elif part == "channel":
+                out["group_size"] = "channel"
+            else:
+                out["group_size"] = int(part.removeprefix("g"))
+    except ValueError:
+        raise PlanError(f"--variant {text!r} cannot be read", hint=hint) from None
+    return out
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        PlanError: no such file, or no YAML (with the line).
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise PlanError(f"{path} is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise PlanError(f"{path}{line}: {getattr(error, 'problem', error)}") from None
+
+
+def load_plan(path: Path) -> dict[str, Any]:
+    """The mapping in a plan file, not yet checked, so that flags can be laid over it.
+
+    Paths in it (parent, artifacts, workloads, data_dir) stay as written; they are relative to the
+    working directory, like those given as flags.
+
+    Raises:
+        PlanError: no such file, no YAML, or no mapping in it.
+    """
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise PlanError(f"{path} holds no mapping", hint="A plan is a YAML mapping of settings.")
+    return data
