@@ -1,4 +1,4 @@
-"""The one form that quantized weights have in evalq, whatever made them and however they are stored."""
+"""The one form of a quantized weight in evalq, whatever made it and however it is stored."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class QuantizedWeight:
             self._check("zeros", self.zeros, (torch.uint8,), (out, groups))
             if self.zeros.numel() and int(self.zeros.max()) >= levels:
                 raise QuantizationError(
-                    f"zeros reach {int(self.zeros.max())}, but {self.scheme} holds 0 to {levels - 1}"
+                    f"zeros reach {int(self.zeros.max())}; {self.scheme} holds 0 to {levels - 1}"
                 )
         if not bool(torch.isfinite(self.scales).all()):
             raise NonFiniteError("a scale is NaN or infinite")
