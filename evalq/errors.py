@@ -14,7 +14,7 @@ The tree::
     ├── ComparisonError         results that must not be compared (other prompts, other items)
     ├── StatisticsError         numbers that no test is defined for
     ├── EndpointError           an endpoint that refuses, or answers what nobody can use
-    └── MissingDependency       an optional package that a feature needs
+    └── MissingDependencyError       an optional package that a feature needs
 
 A message says what is wrong; ``hint`` says what to do about it. The command line prints both and
 exits with ``exit_code``; a traceback is only ever shown for a defect of evalq itself.
@@ -31,7 +31,7 @@ __all__ = [
     "EndpointError",
     "EvalqError",
     "KernelError",
-    "MissingDependency",
+    "MissingDependencyError",
     "NonFiniteError",
     "ParentError",
     "PlanError",
@@ -106,7 +106,7 @@ class EndpointError(EvalqError):
     """An endpoint that refuses, or answers what nobody can use."""
 
 
-class MissingDependency(EvalqError):
+class MissingDependencyError(EvalqError):
     """An optional package that a feature needs."""
 
 

@@ -1,4 +1,4 @@
-"""What a user asks for: the plan of a run, read from YAML and flags, checked before anything runs."""
+"""What a user asks for: the plan of a run, read from YAML and flags and checked before it runs."""
 
 from __future__ import annotations
 

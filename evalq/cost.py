@@ -1,0 +1,197 @@
+"""The verb cost: what a variant takes, measured and never assumed.
+
+Speeds of all variants and of the parent are taken in turn within one repeat, so that a machine
+which speeds up or slows down does so for all of them. Where they do not all fit into memory side by
+side, they are timed in groups, and the parent is timed again in each group.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evalq.progress import NullProgress, Progress
+from evalq.schema import CostRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from evalq.models.base import LoadedModel
+    from evalq.plan import CostPlan
+
+__all__ = ["Candidate", "Timing", "measure_costs", "peak_memory", "time_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A variant to be timed.
+
+    Args:
+        variant: label.
+        load: gives the model, loaded from disk.
+        memory_bytes: what it takes in memory, for grouping.
+        bytes_on_disk, bits_per_weight, linear_bits_per_weight: from the artifact's files.
+    """
+
+    variant: str
+    load: Callable[[], LoadedModel]
+    memory_bytes: int
+    bytes_on_disk: int
+    bits_per_weight: float
+    linear_bits_per_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one prefill of ``batch * prefill_tokens`` and of the decoding after it."""
+
+    prefill_seconds: float
+    decode_seconds: float
+
+
+def _synchronize(device: torch.device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _prompt(model: LoadedModel, batch: int, tokens: int) -> torch.Tensor:
+    import torch
+
+    vocabulary = int(model.module.config.get_text_config().vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (batch, tokens), generator=generator).to(model.device)
+
+
+def _forward(model: LoadedModel, prompt: torch.Tensor, steps: int) -> Timing:
+    """A prefill, then greedy decoding over a KV cache, both timed on the host's clock."""
+    import torch
+
+    with torch.inference_mode():
+        _synchronize(model.device)
+        began = time.perf_counter()
+        out = model.module(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        token = out.logits[:, -1:].argmax(-1)
+        _synchronize(model.device)
+        filled = time.perf_counter()
+        for _ in range(steps):
+            out = model.module(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+            token = out.logits[:, -1:].argmax(-1)
+        _synchronize(model.device)
+        return Timing(filled - began, time.perf_counter() - filled)
+
+
+def time_model(model: LoadedModel, plan: CostPlan) -> Timing:
+    """One timed prefill and decode at the plan's batch and lengths."""
+    return _forward(model, _prompt(model, plan.batch, plan.prefill_tokens), plan.decode_tokens)
+
+
+def _weight_bytes(module: Any) -> int:
+    seen: dict[int, int] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(seen.values())
+
+
+def peak_memory(model: LoadedModel, plan: CostPlan) -> int:
+    """Highest memory in bytes of a prefill and one decoded token, weights included.
+
+    On CUDA what the allocator reports; on a CPU the weights' storage plus the highest sum of live
+    allocations that torch's profiler sees during the pass.
+    """
+    import torch
+
+    prompt = _prompt(model, plan.batch, plan.prefill_tokens)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+        _forward(model, prompt, 1)
+        return int(torch.cuda.max_memory_allocated(model.device))
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        _forward(model, prompt, 1)
+    live = highest = 0
+    events = profiler.profiler.kineto_results.events()
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        highest = max(highest, live)
+    return _weight_bytes(model.module) + highest
+
+
+def _groups(
+    parent: Candidate, others: Sequence[Candidate], budget: int
+) -> Iterator[list[Candidate]]:
+    group, used = [parent], parent.memory_bytes
+    for candidate in others:
+        if len(group) > 1 and used + candidate.memory_bytes > budget:
+            yield group
+            group, used = [parent], parent.memory_bytes
+        group.append(candidate)
+        used += candidate.memory_bytes
+    yield group
+
+
+def measure_costs(
+    parent: Candidate,
+    others: Sequence[Candidate],
+    plan: CostPlan,
+    budget_bytes: int,
+    progress: Progress | None = None,
+) -> list[CostRecord]:
+    """Cost records of the parent and of all variants, ``plan.repeats`` of each and group.
+
+    Args:
+        parent: timed in every group.
+        others: the variants.
+        plan: batch, lengths and repeats.
+        budget_bytes: how much memory the models of one group may take together.
+        progress: told of each timed model.
+    """
+    progress = progress or NullProgress()
+    groups = list(_groups(parent, others, budget_bytes))
+    total = sum(len(g) for g in groups) * plan.repeats
+    progress.start("cost", total, "timings")
+    records: list[CostRecord] = []
+    for number, group in enumerate(groups):
+        models = [c.load() for c in group]
+        peaks = []
+        for model in models:
+            _forward(model, _prompt(model, plan.batch, plan.prefill_tokens), 2)  # warm-up
+            peaks.append(peak_memory(model, plan))
+        for repeat in range(plan.repeats):
+            for candidate, model, peak in zip(group, models, peaks, strict=True):
+                timing = time_model(model, plan)
+                index = number * plan.repeats + repeat
+                records.append(_record(candidate, model, peak, index, timing, plan))
+                progress.advance()
+        del models
+    return sorted(records, key=lambda r: r.repeat)
+
+
+def _record(
+    candidate: Candidate,
+    model: LoadedModel,
+    peak: int,
+    repeat: int,
+    timing: Timing,
+    plan: CostPlan,
+) -> CostRecord:
+    return CostRecord(
+        variant=candidate.variant,
+        repeat=repeat,
+        execution=model.execution,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        bytes_on_disk=candidate.bytes_on_disk,
+        bits_per_weight=candidate.bits_per_weight,
+        linear_bits_per_weight=candidate.linear_bits_per_weight,
+        peak_memory_bytes=peak,
+        prefill_tokens_per_second=plan.batch * plan.prefill_tokens / timing.prefill_seconds,
+        decode_tokens_per_second=plan.batch * plan.decode_tokens / timing.decode_seconds,
+        batch=plan.batch,
+        prefill_tokens=plan.prefill_tokens,
+        decode_tokens=plan.decode_tokens,
+    )

@@ -1,0 +1,124 @@
+"""The verb evaluate: ask a model the requests of all tasks, and score what it answers.
+
+Answers go to the journal batch by batch, as they come. Which requests share a batch depends on the
+requests alone, and a batch is run whole or not at all: so a run that was killed and resumed gives
+the very numbers of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from evalq.errors import TaskError
+from evalq.progress import NullProgress, Progress
+from evalq.schema import ItemRecord, Request, Response
+from evalq.store import Journal, journal_key
+
+if TYPE_CHECKING:
+    from evalq.models.base import Engine
+    from evalq.tasks import BuiltTask
+
+__all__ = ["answer_all", "check_supported", "evaluate", "stored_answers"]
+
+
+def check_supported(engine: Engine, tasks: Sequence[BuiltTask], who: str) -> None:
+    """Refuse, before the first request, tasks that the engine cannot answer.
+
+    Raises:
+        TaskError: names the task and the kind of request.
+    """
+    for task in tasks:
+        for kind in sorted({r.kind for r in task.requests}):
+            if not engine.supports(kind):
+                raise TaskError(
+                    f"task {task.name} asks for {kind}, which {who} cannot answer",
+                    hint="Leave the task out, or choose an engine that serves log-probabilities.",
+                )
+
+
+def _keys(requests: Sequence[Request], engine: Engine, model_hash: str) -> list[str]:
+    occurrences: Counter[str] = Counter()
+    keys = []
+    for request in requests:
+        keys.append(journal_key(model_hash, request, engine.settings, occurrences[request.hash]))
+        occurrences[request.hash] += 1
+    return keys
+
+
+def stored_answers(
+    engine: Engine, model_hash: str, requests: Sequence[Request], journal: Journal
+) -> list[Response] | None:
+    """The answers of the journal, or ``None`` unless all of them are there."""
+    keys = _keys(requests, engine, model_hash)
+    found = journal.get(keys)
+    return [found[k] for k in keys] if len(found) == len(set(keys)) else None
+
+
+def answer_all(
+    engine: Engine,
+    model_hash: str,
+    requests: Sequence[Request],
+    journal: Journal,
+    progress: Progress | None = None,
+    label: str = "",
+) -> list[Response]:
+    """Answers to all requests, in their order; those in the journal are not asked again."""
+    progress = progress or NullProgress()
+    keys = _keys(requests, engine, model_hash)
+    found = journal.get(keys)
+    progress.start(f"evaluate {label}".strip(), len(requests), "requests")
+    tokens, began = 0, time.perf_counter()
+    for batch in engine.plan(requests):
+        batch_keys = [keys[i] for i in batch]
+        if not all(k in found for k in batch_keys):
+            answers = engine.answer([requests[i] for i in batch])
+            journal.put(zip(batch_keys, answers, strict=True))
+            found.update(zip(batch_keys, answers, strict=True))
+            tokens += sum(a.tokens_in + a.tokens_out for a in answers)
+        rate = tokens / max(time.perf_counter() - began, 1e-9)
+        progress.advance(len(batch), f"{rate:,.0f} tokens/s" if tokens else "from the journal")
+    return [found[k] for k in keys]
+
+
+def evaluate(
+    engine: Engine,
+    variant: str,
+    model_hash: str,
+    tasks: Sequence[BuiltTask],
+    journal: Journal,
+    progress: Progress | None = None,
+) -> list[ItemRecord]:
+    """The item records of one variant on all tasks.
+
+    Args:
+        engine: what answers.
+        variant: label for the records.
+        model_hash: content hash of the weights that answer.
+        tasks: built once for all variants of a run.
+        journal: where answers are kept.
+
+    Raises:
+        TaskError: a task that the engine cannot answer.
+    """
+    check_supported(engine, tasks, variant)
+    requests = [r for task in tasks for r in task.requests]
+    answers = answer_all(engine, model_hash, requests, journal, progress, variant)
+    return score(variant, model_hash, tasks, answers)
+
+
+def score(
+    variant: str, model_hash: str, tasks: Sequence[BuiltTask], answers: Sequence[Response]
+) -> list[ItemRecord]:
+    """Item records by lm-eval's scoring, from the answers to all tasks' requests in order."""
+    records: list[ItemRecord] = []
+    at = 0
+    for task in tasks:
+        share = answers[at : at + len(task.requests)]
+        at += len(task.requests)
+        for item in task.records(share):
+            records.append(ItemRecord(variant=variant, variant_hash=model_hash, **asdict(item)))
+    return records

@@ -1,0 +1,148 @@
+"""Plain text that methods calibrate on and that distributions are compared on.
+
+A source is ``auto``, a file, or ``suite:NAME`` (the training split of its tasks). ``auto`` is the
+built-in parent's own text, and for every other parent the language reference that ships with
+Python (``pydoc_data.topics``, English prose with code): it is on every machine, and its two halves
+serve calibration and held-out fidelity without sharing a document.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from evalq.errors import TaskError
+from evalq.schema import content_hash
+
+__all__ = ["Document", "TextSource", "read_documents", "resolve_text"]
+
+Purpose = Literal["calibration", "fidelity"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text with the id that intervals are clustered by, and its slice."""
+
+    text: str
+    document: str
+    slice: str = "prose"
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """Documents, where they came from, and the hash of their content."""
+
+    name: str
+    documents: tuple[Document, ...]
+
+    @property
+    def hash(self) -> str:
+        """Of all documents in order."""
+        return content_hash([[d.text, d.document, d.slice] for d in self.documents])
+
+
+def read_documents(path: Path) -> list[Document]:
+    """Documents of a ``.jsonl`` file (``text``, optional ``document`` and ``slice``; or ``prompt``
+    and ``target``), or of a text file (one document a block between form feeds, else the whole).
+
+    Raises:
+        TaskError: no such file, no text in it, a line that is no JSON (its number is given).
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TaskError(f"cannot read the text {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TaskError(f"{path} is not UTF-8 text") from None
+    documents = (
+        _jsonl_documents(path, content)
+        if path.suffix == ".jsonl"
+        else [Document(t, f"{path.name}#{i}") for i, t in enumerate(content.split("\f"))]
+    )
+    documents = [d for d in documents if d.text.strip()]
+    if not documents:
+        raise TaskError(f"{path} holds no text", hint="Give a text file, or JSONL with 'text'.")
+    return documents
+
+
+def _jsonl_documents(path: Path, content: str) -> list[Document]:
+    documents = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise TaskError(f"{path}, line {number}: no JSON ({error})") from None
+        text = None
+        if isinstance(row, dict):
+            text = row.get("text")
+            if text is None and isinstance(row.get("prompt"), str):
+                text = row["prompt"] + str(row.get("target", ""))
+        if not isinstance(text, str):
+            raise TaskError(
+                f"{path}, line {number}: neither 'text' nor 'prompt' is there as a string"
+            )
+        name = str(row.get("document", f"{path.name}:{number}"))
+        documents.append(Document(text, name, str(row.get("slice", "prose"))))
+    return documents
+
+
+def _python_reference(purpose: Purpose) -> TextSource:
+    from pydoc_data.topics import topics
+
+    wanted = 0 if purpose == "calibration" else 1
+    chosen = [
+        Document(text, f"topic:{name}")
+        for i, (name, text) in enumerate(sorted(topics.items()))
+        if i % 2 == wanted
+    ]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return TextSource(f"Python {version} language reference", tuple(chosen))
+
+
+def _builtin(purpose: Purpose) -> TextSource:
+    name = "calibration.txt" if purpose == "calibration" else "heldout.jsonl"
+    path = Path(str(files("evalq") / "assets" / "builtin" / name))
+    return TextSource(f"built-in {path.stem} text", tuple(read_documents(path)))
+
+
+def _from_suites(names: Sequence[str], data_dir: str) -> Iterable[Document]:
+    from evalq.tasks import load_suite, training_text
+
+    for name in names:
+        for task in load_suite(name).tasks:
+            for i, text in enumerate(training_text(task, data_dir)):
+                yield Document(text, f"{task.task}#{i}", task.slice)
+
+
+def resolve_text(source: str, purpose: Purpose, builtin_parent: bool, data_dir: str) -> TextSource:
+    """The documents of a source.
+
+    Args:
+        source: ``auto``, ``builtin``, a file, or ``suite:NAME[,NAME]``.
+        purpose: the halves of ``auto`` are disjoint by purpose.
+        builtin_parent: what ``auto`` means.
+        data_dir: where local copies of datasets are.
+
+    Raises:
+        TaskError: nothing to read there.
+    """
+    if source == "builtin" or (source == "auto" and builtin_parent):
+        return _builtin(purpose)
+    if source == "auto":
+        return _python_reference(purpose)
+    if source.startswith("suite:"):
+        documents = tuple(_from_suites(source.removeprefix("suite:").split(","), data_dir))
+        if not documents:
+            raise TaskError(
+                f"{source} has no training split to read",
+                hint="Give a text file instead, or a suite whose tasks have one.",
+            )
+        return TextSource(source, documents)
+    return TextSource(source, tuple(read_documents(Path(source))))
