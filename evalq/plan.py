@@ -14,6 +14,7 @@ from evalq.schema import Granularity, PerChannel, PerGroup, Scheme, WeightScheme
 
 __all__ = [
     "CalibrationPlan",
+    "ControlPlan",
     "CostPlan",
     "EnginePlan",
     "FidelityPlan",
@@ -42,6 +43,7 @@ class VariantPlan(_Section):
     method: str = ""
     bits: int | None = None
     group_size: int | Literal["channel"] | None = None
+    """``None``: the largest of 128, 64 and 32 that divides the parent's widths."""
     symmetric: bool = True
     activation_bits: int | None = None
     kv_bits: int | None = None
@@ -119,8 +121,15 @@ class FidelityPlan(_Section):
 
     enabled: bool = True
     source: str = "auto"
-    windows: int = Field(48, ge=1)
+    windows: int = Field(160, ge=1)
     length: int = Field(512, ge=8)
+
+
+class ControlPlan(_Section):
+    """The negative control: the parent once more, at another batch size and another precision of
+    arithmetic. What differs then is the noise floor."""
+
+    enabled: bool = True
 
 
 class CostPlan(_Section):
@@ -175,6 +184,7 @@ class Plan(_Section):
     data_dir: str = ""
     calibration: CalibrationPlan = CalibrationPlan()
     fidelity: FidelityPlan = FidelityPlan()
+    control: ControlPlan = ControlPlan()
     cost: CostPlan = CostPlan()
     engine: EnginePlan = EnginePlan()
     recommend: RecommendPlan = RecommendPlan()

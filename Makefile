@@ -1,0 +1,43 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test test-slow check bench install sample clean help
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch first, pinned: a newer one would pull gigabytes of CUDA packages.
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+install: $(STAMP) ## set up the virtual environment
+
+demo: $(STAMP) ## the main job on the built-in parent: quantize, evaluate, compare, report
+	$(BIN)/evalq run --name demo --out runs/demo
+
+sample: demo ## render the sample report that is in the repository from the demo's run
+	rm -rf reports/demo && mkdir -p reports && cp -r runs/demo/report reports/demo
+
+test: check ## all fast tests
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## the checks that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP) ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py
+
+bench: $(STAMP) ## measured ratios against the field; see benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what was built, not what was measured
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

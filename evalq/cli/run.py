@@ -1,0 +1,105 @@
+"""``evalq run``: the main job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["command"]
+
+
+def _merged(plan: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    from evalq.plan import load_plan
+
+    data = load_plan(plan) if plan else {}
+    for path, value in flags.items():
+        if value is None or value == []:
+            continue
+        target = data
+        *outer, last = path.split(".")
+        for part in outer:
+            nested = target.setdefault(part, {})
+            target = nested if isinstance(nested, dict) else {}
+        target[last] = value
+    return data
+
+
+def command(
+    plan: Annotated[
+        Path | None, typer.Argument(metavar="[PLAN.yaml]", help="Plan; flags override it.")
+    ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(help="builtin, smollm2, a directory, a GGUF file or a hub name."),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="METHOD:BITS[:gSIZE|channel][:asym] or artifact=DIR; repeat it."),
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="A suite, suite:TASK-PATTERN or a suite file; repeat it."),
+    ] = None,
+    workload: Annotated[
+        list[str] | None, typer.Option(help="JSONL file of your own items; repeat it.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many items a task.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run directory; resumed if it exists.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Local copies of datasets, one folder each.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="auto, a text or JSONL file, or suite:NAME.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; auto by default.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; auto by default.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Quantize, evaluate, compare and report, in one go. Killed, it resumes where it was.
+
+    Example: evalq run --parent smollm2 --variant gptq:4 --suite math --data-dir data --limit 100
+    """
+    from evalq.cli._progress import terminal_progress
+    from evalq.plan import parse_variant
+    from evalq.run import resolve_plan, run_plan
+
+    flags: dict[str, Any] = {
+        "parent": parent,
+        "variants": [parse_variant(v) for v in variant or []],
+        "suites": suite,
+        "workloads": workload,
+        "limit": limit,
+        "out": out,
+        "name": name,
+        "data_dir": data_dir,
+        "calibration.source": calibration,
+        "engine.device": device,
+        "engine.dtype": dtype,
+        "engine.threads": threads,
+        "seed": seed,
+    }
+    resolved = resolve_plan(_merged(plan, flags), str(plan) if plan else "command line")
+    typed = shlex.join(["evalq", *sys.argv[1:]])
+    with terminal_progress(quiet or json_output) as progress:
+        path = run_plan(resolved, progress, typed)
+        from evalq.report import render
+
+        progress.note("rendering the report")
+        index = render(path)
+    if json_output:
+        typer.echo((path / "report" / "summary.json").read_text(encoding="utf-8"), nl=False)
+        return
+    from evalq.cli.show import print_run
+
+    print_run(path)
+    typer.echo(f"report: {index}")

@@ -1,0 +1,398 @@
+"""The stages of a run, in an order that keeps one model in memory at a time.
+
+1. With the parent loaded: its answers, its pass over the held-out text, and the artifacts.
+2. For each variant, loaded back from its files: its answers and its fidelity.
+3. The negative control: the parent again, under settings that ought to change nothing.
+4. Costs, all variants timed in turn.
+
+Each finished measurement is on disk before the next begins, under a name made of what it depends
+on; a run that is started again finds it there.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalq.cost import Candidate, measure_costs
+from evalq.errors import StoreError
+from evalq.evaluate import evaluate
+from evalq.fidelity import ParentPass, compare_to_parent, cut_windows, run_parent
+from evalq.plan import EnginePlan, Plan, VariantPlan
+from evalq.progress import NullProgress, Progress
+from evalq.run.info import git_commit, machine, packages
+from evalq.run.resolve import resolve_variants
+from evalq.schema import CostRecord, FidelityRecord, ItemRecord, content_hash
+from evalq.store import Journal, RunDirectory, read_table, write_table
+
+if TYPE_CHECKING:
+    from evalq.artifacts import Artifact
+    from evalq.models.base import Engine, LoadedModel
+    from evalq.tasks import BuiltTask
+
+__all__ = ["CONTROL", "PARENT", "run_plan"]
+
+PARENT = "parent"
+CONTROL = "parent@control"
+
+
+@dataclass(slots=True)
+class _Made:
+    """A variant that is on disk, ready to be measured."""
+
+    plan: VariantPlan
+    artifact: Artifact
+
+
+@dataclass(slots=True)
+class _Session:
+    plan: Plan
+    directory: RunDirectory
+    journal: Journal
+    progress: Progress
+    info: dict[str, Any]
+    tasks: Sequence[BuiltTask] = ()
+    parent_pass: ParentPass | None = None
+    text_key: str = ""
+    items: list[ItemRecord] = field(default_factory=list)
+    fidelity: list[FidelityRecord] = field(default_factory=list)
+
+    def save_info(self) -> None:
+        self.directory.write_info(self.info)
+
+
+def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") -> Path:
+    """Run a plan, or what is left of it, and return its directory.
+
+    Raises:
+        EvalqError: bad input, named; what was stored before stays.
+    """
+    directory = RunDirectory(Path(plan.out))
+    _check_directory(directory, plan)
+    directory.lock()
+    try:
+        found = directory.read_info()
+        if found is not None and found.get("status") == "done":
+            return directory.path
+        info = found or _fresh_info(plan, command)
+        with Journal(directory.journal) as journal:
+            session = _Session(plan, directory, journal, progress or NullProgress(), info)
+            session.save_info()
+            _measure(session)
+        return directory.path
+    finally:
+        directory.unlock()
+
+
+def _check_directory(directory: RunDirectory, plan: Plan) -> None:
+    path = directory.path
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file", hint="Choose another --out.")
+    found = directory.read_info() if path.exists() else None
+    if found is None:
+        strangers = {p.name for p in path.iterdir()} if path.exists() else set()
+        if strangers - {"run.lock", "journal.sqlite"}:
+            raise StoreError(
+                f"{path} is not empty and holds no evalq run",
+                hint="Choose another --out, or empty it.",
+            )
+    elif found.get("plan_hash") != plan.hash:
+        raise StoreError(
+            f"{path} holds another plan's run",
+            hint="Choose another --out, or remove the directory to measure this plan there.",
+        )
+
+
+def _fresh_info(plan: Plan, command: str) -> dict[str, Any]:
+    from evalq import __version__
+
+    return {
+        "evalq_version": __version__,
+        "name": plan.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "status": "running",
+        "plan": plan.model_dump(mode="json"),
+        "plan_hash": plan.hash,
+        "git_commit": git_commit(),
+        "packages": packages(),
+        "seed": plan.seed,
+        "command": command,
+        "warnings": [],
+    }
+
+
+def _engine(model: LoadedModel, plan: EnginePlan) -> Engine:
+    from evalq.models.hf import TransformersEngine
+
+    return TransformersEngine(model, plan)
+
+
+def _measure(session: _Session) -> None:
+    import torch
+
+    from evalq.models.load import load_parent
+    from evalq.tasks import build
+
+    plan = session.plan
+    if plan.engine.threads:
+        torch.set_num_threads(plan.engine.threads)
+    parent = load_parent(plan.parent, plan.engine)
+    plan = session.plan = resolve_variants(plan, parent.module.config)
+    session.info["plan"] = plan.model_dump(mode="json")
+    session.info["machine"] = machine(str(parent.device))
+    session.info["parent"] = _parent_info(parent)
+    session.tasks = build(
+        plan.suites,
+        workloads=plan.workloads,
+        data_dir=plan.data_dir,
+        limit=plan.limit,
+    )
+    session.info["suites"] = _suite_info(session.tasks)
+    session.save_info()
+
+    rows = [_parent_row(parent)]
+    made = _with_parent(session, parent)
+    parent_hash, parent_source = parent.hash, parent.source
+    del parent
+    for variant in made:
+        rows.append(_with_variant(session, variant))
+    if plan.control.enabled:
+        session.info["control"] = _with_control(session, parent_hash)
+    session.parent_pass = None
+    write_table(session.directory.items, ItemRecord, session.items)
+    if plan.fidelity.enabled:
+        write_table(session.directory.fidelity, FidelityRecord, session.fidelity)
+    if plan.cost.enabled:
+        _with_costs(session, made, parent_hash, parent_source, rows)
+    session.info["variants"] = rows
+    session.info["status"] = "done"
+    session.info["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    session.save_info()
+
+
+def _parent_info(parent: LoadedModel) -> dict[str, Any]:
+    source = parent.source
+    return {
+        "name": parent.name,
+        "hash": parent.hash,
+        "kind": source.kind,
+        "notes": list(source.notes),
+        "parameters": source.parameters,
+        "bytes": source.bytes,
+        "bits_per_weight": source.bits,
+        "dtype": str(parent.module.config.dtype or parent.dtype).removeprefix("torch."),
+        "gridded": source.gridded,
+        "demonstration": source.demonstration,
+    }
+
+
+def _suite_info(tasks: Sequence[BuiltTask]) -> list[dict[str, Any]]:
+    suites: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        entry = suites.setdefault(task.suite, {"name": task.suite, "tasks": []})
+        entry["version"] = task.suite_version
+        entry["tasks"].append(
+            {
+                "task": task.name,
+                "version": task.version,
+                "slice": task.slice,
+                "metric": task.metric,
+                "filter": task.filter,
+                "items": task.items,
+            }
+        )
+    return list(suites.values())
+
+
+def _with_parent(session: _Session, parent: LoadedModel) -> list[_Made]:
+    """All that needs the parent in memory: its answers, its pass over text, the artifacts."""
+    plan = session.plan
+    engine = _engine(parent, plan.engine)
+    session.items += evaluate(
+        engine, PARENT, parent.hash, session.tasks, session.journal, session.progress
+    )
+    if plan.fidelity.enabled:
+        from evalq.texts import resolve_text
+
+        builtin = parent.source.demonstration
+        source = resolve_text(plan.fidelity.source, "fidelity", builtin, plan.data_dir)
+        windows = cut_windows(source, parent.tokenizer, plan.fidelity.length, plan.fidelity.windows)
+        tokens = sum(len(w.ids) - 1 for w in windows)
+        session.info["fidelity"] = {
+            "text": source.name,
+            "hash": source.hash,
+            "windows": len(windows),
+            "tokens": tokens,
+        }
+        session.text_key = content_hash(
+            [parent.hash, source.hash, plan.fidelity.model_dump(), dict(engine.settings)]
+        )
+        session.parent_pass = run_parent(parent, source.name, windows, session.progress)
+        session.info["fidelity"]["kept"] = session.parent_pass.mode
+    return [_Made(v, _artifact(session, parent, v)) for v in plan.variants]
+
+
+def _artifact(session: _Session, parent: LoadedModel, variant: VariantPlan) -> Artifact:
+    from evalq.artifacts import open_artifact
+    from evalq.run.make import make_variant
+
+    if variant.artifact:
+        return open_artifact(Path(variant.artifact))
+    return make_variant(
+        parent, variant, session.plan, session.directory.artifacts / variant.label, session.progress
+    )
+
+
+def _fidelity_of(session: _Session, label: str, key: str, model: LoadedModel) -> None:
+    """Append fidelity records of one variant, from its part file where that is there."""
+    if session.parent_pass is None:
+        return
+    part = (
+        session.directory.parts / f"fidelity-{content_hash([key, session.text_key])[:32]}.parquet"
+    )
+    if part.exists():
+        table = read_table(part, FidelityRecord)
+        session.fidelity += [FidelityRecord(**row) for row in table.to_pylist()]
+        return
+    records = compare_to_parent(label, model, session.parent_pass, session.progress)
+    write_table(part, FidelityRecord, records)
+    session.fidelity += records
+
+
+def _with_variant(session: _Session, made: _Made) -> dict[str, Any]:
+    """Load one artifact from its files, ask and compare it; returns its row of run.json."""
+    from evalq.models.load import load_artifact
+
+    plan, artifact, label = session.plan, made.artifact, made.plan.label
+    model = load_artifact(artifact.path, plan.engine)
+    engine = _engine(model, plan.engine)
+    session.items += evaluate(
+        engine, label, artifact.hash, session.tasks, session.journal, session.progress
+    )
+    _fidelity_of(session, label, content_hash([label, artifact.hash]), model)
+    return _variant_row(made, model)
+
+
+def _with_control(session: _Session, parent_hash: str) -> dict[str, Any]:
+    """The parent against itself: half the batch, and another precision of arithmetic."""
+    from evalq.models.load import load_parent
+
+    plan = session.plan
+    stored = session.info["parent"]["dtype"]
+    used = "float32" if plan.engine.dtype == "float32" else plan.engine.dtype
+    model = load_parent(plan.parent, plan.engine)
+    running = str(model.dtype).removeprefix("torch.")
+    other = stored if running == "float32" and stored != "float32" else "float32"
+    if other != running:
+        del model
+        benign = plan.engine.model_copy(update={"dtype": other, "batch_tokens": _half(plan)})
+        model = load_parent(plan.parent, benign)
+    else:
+        benign = plan.engine.model_copy(update={"batch_tokens": _half(plan)})
+    engine = _engine(model, benign)
+    session.items += evaluate(
+        engine, CONTROL, parent_hash, session.tasks, session.journal, session.progress
+    )
+    _fidelity_of(session, CONTROL, content_hash([CONTROL, parent_hash, other, used]), model)
+    return {
+        "variant": CONTROL,
+        "what": f"the parent again, computed in {other} instead of {running}, with half the batch",
+        "dtype": other,
+        "batch_tokens": benign.batch_tokens,
+    }
+
+
+def _half(plan: Plan) -> int:
+    return max(1, plan.engine.batch_tokens // 2)
+
+
+def _parent_row(parent: LoadedModel) -> dict[str, Any]:
+    source = parent.source
+    dtype = str(parent.module.config.dtype or parent.dtype).removeprefix("torch.")
+    return {
+        "name": PARENT,
+        "hash": parent.hash,
+        "kind": "parent",
+        "method": "",
+        "scheme": dtype,
+        "bits": {"float32": 32}.get(dtype, 16),
+        "group_size": None,
+        "symmetric": None,
+        "path": str(source.path),
+        "bytes": source.bytes,
+        "bits_per_weight": source.bits,
+        "execution": parent.execution,
+        "calibration": None,
+        "warnings": list(source.notes),
+        "quantize_seconds": 0.0,
+    }
+
+
+def _variant_row(made: _Made, model: LoadedModel) -> dict[str, Any]:
+    artifact, plan = made.artifact, made.plan
+    manifest = artifact.manifest
+    return {
+        "name": plan.label,
+        "hash": artifact.hash,
+        "kind": "made" if plan.method else "artifact",
+        "method": manifest.get("method", ""),
+        "scheme": manifest.get("scheme", ""),
+        "bits": manifest.get("bits"),
+        "group_size": manifest.get("group_size"),
+        "symmetric": manifest.get("symmetric"),
+        "path": str(artifact.path),
+        "bytes": model.source.bytes,
+        "bits_per_weight": model.source.bits,
+        "execution": model.execution,
+        "calibration": manifest.get("calibration"),
+        "warnings": [*manifest.get("warnings", []), *model.source.notes],
+        "quantize_seconds": manifest.get("seconds", 0.0),
+    }
+
+
+def _with_costs(
+    session: _Session,
+    made: Sequence[_Made],
+    parent_hash: str,
+    parent_source: Any,
+    rows: Sequence[dict[str, Any]],
+) -> None:
+    """Time all variants in turn, and store costs.parquet."""
+    import psutil
+
+    from evalq.artifacts import storage
+    from evalq.models.load import load_artifact, load_parent
+
+    if session.directory.costs.exists():
+        return
+    plan = session.plan
+    # Weights are held in the precision that is computed in: at most 4 bytes a parameter.
+    memory = 4 * parent_source.parameters
+    shipped = plan.engine.model_copy(update={"dtype": "auto"})
+    parent = Candidate(
+        PARENT,
+        lambda: load_parent(plan.parent, shipped),
+        memory,
+        parent_source.bytes,
+        parent_source.bits,
+        parent_source.bits,
+    )
+    others = []
+    for variant in made:
+        sizes = storage(variant.artifact.path)
+        others.append(
+            Candidate(
+                variant.plan.label,
+                lambda path=variant.artifact.path: load_artifact(path, shipped),  # type: ignore[misc]
+                memory,
+                sizes.bytes_on_disk,
+                sizes.bits_per_weight,
+                sizes.linear_bits_per_weight,
+            )
+        )
+    budget = int(psutil.virtual_memory().available * 0.6)
+    records = measure_costs(parent, others, plan.cost, budget, session.progress)
+    write_table(session.directory.costs, CostRecord, records)
