@@ -1,0 +1,263 @@
+"""One variant against its parent: the effect on every slice, with interval, flips and p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from evalq import stats
+from evalq.compare.pairs import Pairs, pair
+from evalq.compare.runs import Run
+from evalq.errors import StatisticsError
+from evalq.schema import slice_ancestors
+
+__all__ = ["OVERALL", "Comparison", "PerplexityResult", "SliceResult", "compare"]
+
+OVERALL = "overall"
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """The effect on one slice; accuracies and their difference are in [0, 1].
+
+    Args:
+        slice: its name, ``"overall"`` for all items.
+        leaf: items name this very slice; it belongs to the Holm family.
+        items: that have a score.
+        clusters: distinct clusters among them (equal to ``items`` where nothing is shared).
+        accuracy, parent_accuracy: mean primary metric of the variant and of the baseline.
+        delta: ``accuracy - parent_accuracy``.
+        ci: interval of delta; ``None`` where no interval is defined (``warnings`` says why).
+        lost, gained: items whose score went down, and up.
+        p_worse: one-sided p-value of "the variant is worse"; ``None`` like ``ci``.
+        p_holm: ``p_worse`` adjusted over the leaves; ``None`` for other slices.
+        p_two_sided_midp: mid-p McNemar; ``None`` where the test is not McNemar's.
+        confidence: of ``ci``.
+        method: the interval's name.
+        warnings: what to keep in mind.
+    """
+
+    slice: str
+    leaf: bool
+    items: int
+    clusters: int
+    accuracy: float
+    parent_accuracy: float
+    delta: float
+    ci: tuple[float, float] | None
+    lost: int
+    gained: int
+    p_worse: float | None
+    p_holm: float | None
+    p_two_sided_midp: float | None
+    confidence: float
+    method: str
+    warnings: tuple[str, ...]
+
+    def verdict(self, margin: float) -> stats.Verdict:
+        """Pass, fail or inconclusive against ``margin`` (accuracy, positive).
+
+        A slice without an interval is inconclusive.
+        """
+        if self.ci is None:
+            return stats.Verdict("inconclusive", False)
+        return stats.verdict(self.ci, self.delta, margin)
+
+    def summary(self) -> dict[str, Any]:
+        """The SLICE of ``summary.json``."""
+        return {
+            "items": self.items,
+            "accuracy": self.accuracy,
+            "parent_accuracy": self.parent_accuracy,
+            "delta": self.delta,
+            "ci": None if self.ci is None else list(self.ci),
+            "lost": self.lost,
+            "gained": self.gained,
+            "p_worse": self.p_worse,
+        }
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """Perplexity of the variant over that of the baseline, on one slice's perplexity tasks.
+
+    Args:
+        ratio: exp of the mean difference of negative log-likelihood a unit; above 1 is worse.
+        ci: its interval; ``None`` where none is defined.
+        items, clusters, units: what it is over.
+    """
+
+    slice: str
+    items: int
+    clusters: int
+    units: int
+    ratio: float
+    ci: tuple[float, float] | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant against a baseline.
+
+    Args:
+        overall: over all scored items, each item alike; ``None`` when there are none.
+        slices: by name; every slice that an item belongs to, ancestors too.
+        perplexity: by slice name and ``"overall"``; empty without perplexity tasks.
+        pairs: the items behind it.
+    """
+
+    variant: str
+    baseline: str
+    confidence: float
+    overall: SliceResult | None
+    slices: Mapping[str, SliceResult]
+    perplexity: Mapping[str, PerplexityResult]
+    pairs: Pairs
+
+    @property
+    def leaves(self) -> tuple[SliceResult, ...]:
+        """The most specific slices."""
+        return tuple(s for s in self.slices.values() if s.leaf)
+
+    def worst(self, min_items: int = 1) -> SliceResult | None:
+        """The leaf of at least ``min_items`` items that lost most."""
+        eligible = [s for s in self.leaves if s.items >= min_items]
+        return min(eligible, key=lambda s: (s.delta, s.slice), default=None)
+
+
+def compare(
+    run: Run, variant: str, baseline: str = "parent", confidence: float | None = None
+) -> Comparison:
+    """Compare two variants of a run item by item, overall and on every slice.
+
+    Args:
+        run: an opened run.
+        variant, baseline: labels.
+        confidence: of two-sided intervals; ``None`` for that of the plan (0.90: one-sided 0.05).
+
+    Raises:
+        ComparisonError: as ``pair``.
+    """
+    level = run.recommend.confidence if confidence is None else confidence
+    pairs = pair(run, variant, baseline)
+    scored, likely = pairs.scored, pairs.likelihoods
+    results = {n: _slice(n, f, leaf, level) for n, f, leaf in _by_slice(scored)}
+    overall = results.pop(OVERALL, None)
+    return Comparison(
+        variant=pairs.variant,
+        baseline=pairs.baseline,
+        confidence=level,
+        overall=overall,
+        slices=_with_holm(results),
+        perplexity={n: _perplexity(n, f, level) for n, f, _ in _by_slice(likely)},
+        pairs=pairs,
+    )
+
+
+def _by_slice(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame, bool]]:
+    """(name, its items, is a leaf), overall first; nothing when there are no items."""
+    if frame.empty:
+        return []
+    column = frame["slice"]
+    leaves = [str(name) for name in column.cat.categories[np.unique(column.cat.codes)]]
+    codes = column.to_numpy()
+    names = sorted({a for leaf in leaves for a in slice_ancestors(leaf)})
+    out = [(OVERALL, frame, False)]
+    for name in names:
+        inside = [leaf for leaf in leaves if leaf == name or leaf.startswith(name + "/")]
+        chosen = np.isin(codes, inside) if len(inside) < len(leaves) else slice(None)
+        out.append((name, frame[chosen], name in leaves))
+    return out
+
+
+def _slice(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) -> SliceResult:
+    ours = frame["variant_score"].to_numpy()
+    theirs = frame["baseline_score"].to_numpy()
+    difference = ours - theirs
+    lost, gained = int((difference < 0).sum()), int((difference > 0).sum())
+    cluster = frame["cluster"].to_numpy()
+    clusters = len(np.unique(cluster))
+    binary = bool(np.isin(ours, (0.0, 1.0)).all() and np.isin(theirs, (0.0, 1.0)).all())
+    result: stats.PairedResult | None = None
+    warnings: tuple[str, ...] = ()
+    try:
+        if binary and clusters == len(frame):
+            result = stats.paired_binary(lost, gained, len(frame), confidence)
+        else:
+            shared = cluster if clusters < len(frame) else None
+            result = stats.paired_mean(difference, shared, confidence)
+        warnings = tuple(result.warnings)
+    except StatisticsError as error:
+        warnings = (error.message,)
+    mcnemar = result is not None and binary and clusters == len(frame)
+    return SliceResult(
+        slice=name,
+        leaf=leaf,
+        items=len(frame),
+        clusters=clusters,
+        accuracy=float(ours.mean()),
+        parent_accuracy=float(theirs.mean()),
+        delta=float(difference.mean()),
+        ci=None if result is None else (float(result.ci[0]), float(result.ci[1])),
+        lost=lost,
+        gained=gained,
+        p_worse=None if result is None else result.p_worse,
+        p_holm=None,
+        p_two_sided_midp=result.p_two_sided_midp if mcnemar and result else None,
+        confidence=confidence,
+        method="" if result is None else result.method,
+        warnings=warnings,
+    )
+
+
+def _with_holm(results: Mapping[str, SliceResult]) -> dict[str, SliceResult]:
+    tested = [n for n, r in results.items() if r.leaf and r.p_worse is not None]
+    adjusted = stats.holm([results[n].p_worse for n in tested]) if tested else []
+    out = dict(results)
+    for name, p in zip(tested, adjusted, strict=True):
+        out[name] = replace(out[name], p_holm=float(p))
+    return out
+
+
+def _perplexity(name: str, frame: pd.DataFrame, confidence: float) -> PerplexityResult:
+    """Token-weighted: every unit of an item counts once, with the item's mean likelihood a unit.
+
+    Repeating an item's mean over its units gives the ratio estimate sum(d) / sum(units), and,
+    clustered by document, its linearized variance.
+    """
+    units = frame["units"].to_numpy()
+    count = units.astype(np.int64)
+    cluster = frame["cluster"].to_numpy()
+    ours = frame["variant_nll"].to_numpy() / units
+    theirs = frame["baseline_nll"].to_numpy() / units
+    ratio, ci, warnings = _ratio(
+        np.repeat(theirs, count), np.repeat(ours, count), np.repeat(cluster, count), confidence
+    )
+    return PerplexityResult(
+        slice=name,
+        items=len(frame),
+        clusters=len(np.unique(cluster)),
+        units=int(count.sum()),
+        ratio=ratio,
+        ci=ci,
+        warnings=warnings,
+    )
+
+
+def _ratio(
+    parent: npt.NDArray[np.float64],
+    variant: npt.NDArray[np.float64],
+    clusters: npt.NDArray[np.int64],
+    confidence: float,
+) -> tuple[float, tuple[float, float] | None, tuple[str, ...]]:
+    try:
+        result = stats.perplexity_ratio(parent, variant, clusters, confidence)
+    except StatisticsError as error:
+        return float(np.exp((variant - parent).mean())), None, (error.message,)
+    return float(result.mean), (float(result.ci[0]), float(result.ci[1])), ()

@@ -1,0 +1,326 @@
+"""The cost-quality frontier and the tier to recommend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from evalq import stats
+from evalq.compare.pairs import pair
+from evalq.compare.runs import Run
+from evalq.compare.slices import Comparison, SliceResult
+from evalq.errors import ComparisonError
+from evalq.plan import RecommendPlan
+
+__all__ = [
+    "AXES",
+    "Axis",
+    "Candidate",
+    "Frontier",
+    "Point",
+    "Recommendation",
+    "cost_table",
+    "frontier",
+    "recommend",
+]
+
+Axis = Literal["bytes", "decode", "prefill"]
+AXES: Mapping[Axis, str] = {
+    "bytes": "bytes on disk",
+    "decode": "decode tokens/s",
+    "prefill": "prefill tokens/s",
+}
+"""Cost axes and what they are called."""
+
+SAME_SIZE = 0.01
+"""Variants whose bytes differ by less than this share count as equally large."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A variant on the plane of cost and quality.
+
+    Args:
+        cost: in the axis' own unit: bytes, or tokens a second.
+        quality: accuracy over all scored items.
+        on_frontier: no variant has both at least its quality and at most its cost, one strictly.
+        probability: share of resamplings of the items in which it is on the frontier.
+    """
+
+    variant: str
+    cost: float
+    quality: float
+    on_frontier: bool
+    probability: float
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """All variants on one cost axis.
+
+    Args:
+        axis: which.
+        points: in the run's order.
+        left_out: variant to why it has no place on this axis.
+        resamples, seed: of the probabilities.
+    """
+
+    axis: Axis
+    points: tuple[Point, ...]
+    left_out: Mapping[str, str]
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One variant before the margins of the plan.
+
+    Args:
+        qualifies: overall and every slice of enough items keep their margin by the interval's
+            lower bound.
+        bound: lower bound of the overall difference (accuracy); ``None`` without an interval.
+        reasons: what does not, in words; empty if it qualifies.
+        advisory: slices of too few items (they are not held against it).
+    """
+
+    variant: str
+    bytes: int
+    qualifies: bool
+    bound: float | None
+    reasons: tuple[str, ...]
+    advisory: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The tier to ship.
+
+    Args:
+        variant: label; the parent's when nothing cheaper qualifies.
+        why: one or two sentences.
+        saving: share of the parent's bytes that it saves (0 for the parent).
+        candidates: all variants with a size, cheapest first.
+    """
+
+    variant: str
+    why: str
+    saving: float
+    candidates: tuple[Candidate, ...]
+
+
+def cost_table(run: Run) -> pd.DataFrame:
+    """One row a variant, in the run's order, indexed by label.
+
+    Columns: ``bytes``, ``bits_per_weight`` (from run.json where costs were not measured),
+    ``peak_memory_bytes``, ``prefill`` and ``decode`` (tokens/s, median over the repeats),
+    ``execution`` (also ``""`` when unknown), ``repeats``.
+    """
+    rows = []
+    for name in run.variants:
+        entry = run.variant_info(name)
+        mine = run.costs[run.costs["variant"] == name]
+        measured = not mine.empty
+        rows.append(
+            {
+                "variant": name,
+                "bytes": mine["bytes_on_disk"].iloc[0] if measured else entry.get("bytes"),
+                "bits_per_weight": (
+                    mine["bits_per_weight"].iloc[0] if measured else entry.get("bits_per_weight")
+                ),
+                "peak_memory_bytes": mine["peak_memory_bytes"].max() if measured else None,
+                "prefill": mine["prefill_tokens_per_second"].median() if measured else None,
+                "decode": mine["decode_tokens_per_second"].median() if measured else None,
+                "execution": str(
+                    mine["execution"].iloc[0] if measured else entry.get("execution") or ""
+                ),
+                "repeats": len(mine),
+            }
+        )
+    table = pd.DataFrame(rows).set_index("variant")
+    numbers = ["bytes", "bits_per_weight", "peak_memory_bytes", "prefill", "decode"]
+    table[numbers] = table[numbers].astype(float)
+    return table
+
+
+def _axis_costs(run: Run, axis: Axis) -> tuple[dict[str, float], dict[str, str]]:
+    """Costs on the axis' own scale, and why the others have none."""
+    table = cost_table(run)
+    costs: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    for name in run.variants:
+        value = float(table.loc[name, axis])  # type: ignore[arg-type]
+        execution = str(table.loc[name, "execution"])
+        if name not in run.measured:
+            left_out[name] = "it has no item records"
+        elif not np.isfinite(value) or value <= 0:
+            left_out[name] = f"its {AXES[axis]} were not measured"
+        elif axis != "bytes" and execution == "dequantized":
+            left_out[name] = "it ran dequantized, so its speed is not its format's"
+        else:
+            costs[name] = value
+    return costs, left_out
+
+
+def _cluster_sums(
+    scores: npt.NDArray[np.float64], clusters: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """float64 [clusters, variants]: summed scores.
+
+    Resampling clusters, every variant's mean is its sum over the same number of items, so the sums
+    order the variants as the means do.
+    """
+    codes = np.unique(clusters, return_inverse=True)[1]
+    out = np.zeros((int(codes.max()) + 1, scores.shape[1]))
+    np.add.at(out, codes, scores)
+    return out
+
+
+def frontier(run: Run, axis: Axis = "bytes", resamples: int = 2000, seed: int = 0) -> Frontier:
+    """Place every variant on a cost axis and say how surely it is on the frontier.
+
+    Items (clusters, where items share one) are drawn with replacement, the same for all variants.
+    A variant that runs dequantized has no place on a speed axis. Costs are taken as known.
+
+    Raises:
+        ComparisonError: variants that were not asked the same items.
+    """
+    costs, left_out = _axis_costs(run, axis)
+    columns: dict[str, npt.NDArray[np.float64]] = {}
+    clusters: npt.NDArray[np.int64] = np.array([], dtype=np.int64)
+    for name in costs:
+        scored = pair(run, name).scored
+        columns[name] = scored["variant_score"].to_numpy(dtype=float)
+        clusters = scored["cluster"].to_numpy()
+    if not columns or not len(clusters):
+        return Frontier(axis, (), left_out, resamples, seed)
+    scores = np.column_stack(list(columns.values()))
+    cost = np.array(list(costs.values()))
+    penalty = cost if axis == "bytes" else 1 / cost
+    on = stats.pareto(penalty, scores.mean(axis=0))
+    sums = _cluster_sums(scores, clusters)
+    rng = np.random.default_rng(seed)
+    probability = stats.frontier_probability(sums, penalty, rng, resamples)
+    points = tuple(
+        Point(name, costs[name], float(scores[:, i].mean()), bool(on[i]), float(probability[i]))
+        for i, name in enumerate(columns)
+    )
+    return Frontier(axis, points, left_out, resamples, seed)
+
+
+def _pp(value: float) -> str:
+    return f"{100 * value:+.1f} pp"
+
+
+def _loss(result: SliceResult, what: str, margin_pp: float) -> str:
+    if result.ci is None:
+        return f"{what} has no interval"
+    state = "loses" if result.ci[1] < -margin_pp / 100 else "may lose"
+    return (
+        f"{what} {state} more than {margin_pp:g} pp "
+        f"({_pp(result.delta)}, {100 * result.confidence:g} % interval {_pp(result.ci[0])} to "
+        f"{_pp(result.ci[1])})"
+    )
+
+
+def _keeps(result: SliceResult, margin_pp: float) -> bool:
+    return result.verdict(margin_pp / 100).outcome == "pass"
+
+
+def _candidate(comparison: Comparison, size: int, plan: RecommendPlan) -> Candidate:
+    reasons: list[str] = []
+    advisory: list[str] = []
+    overall = comparison.overall
+    if overall is None:
+        reasons.append("no scored items")
+    elif not _keeps(overall, plan.margin_pp):
+        reasons.append(_loss(overall, "overall it", plan.margin_pp))
+    for name, result in comparison.slices.items():
+        if result.items < plan.min_items:
+            advisory.append(name)
+        elif not _keeps(result, plan.slice_margin_pp):
+            reasons.append(_loss(result, name, plan.slice_margin_pp))
+    bound = None if overall is None or overall.ci is None else overall.ci[0]
+    return Candidate(comparison.variant, size, not reasons, bound, tuple(reasons), tuple(advisory))
+
+
+def _best_of_size(candidates: Sequence[Candidate], size: int) -> Candidate:
+    """Of those about as large as ``size``, the one with the highest lower bound."""
+    alike = [c for c in candidates if abs(c.bytes - size) <= SAME_SIZE * size]
+    return max(alike, key=lambda c: (-1.0 if c.bound is None else c.bound, -c.bytes, c.variant))
+
+
+def recommend(
+    run: Run, comparisons: Sequence[Comparison], plan: RecommendPlan | None = None
+) -> Recommendation:
+    """The cheapest variant in bytes whose loss keeps the plan's margins.
+
+    Of variants within one percent of its size, the one with the best lower bound is taken.
+    Non-inferiority, by the lower bound of the interval, overall and on every slice of at least
+    ``min_items`` items (all must pass, so no correction is due). The parent always qualifies.
+
+    Args:
+        run: the run.
+        comparisons: of the variants that may be recommended, with the parent as baseline.
+        plan: margins; the run's own if ``None``.
+
+    Raises:
+        ComparisonError: a comparison with another baseline.
+    """
+    plan = plan or run.recommend
+    table = cost_table(run)
+    parent_bytes = float(table.loc[run.parent, "bytes"])  # type: ignore[arg-type]
+    candidates = []
+    for comparison in comparisons:
+        if comparison.baseline != run.parent:
+            raise ComparisonError(
+                f"a recommendation is against the parent, not {comparison.baseline!r}"
+            )
+        size = float(table.loc[comparison.variant, "bytes"])  # type: ignore[arg-type]
+        if comparison.variant != run.parent and np.isfinite(size):
+            candidates.append(_candidate(comparison, int(size), plan))
+    if np.isfinite(parent_bytes):
+        candidates.append(Candidate(run.parent, int(parent_bytes), True, 0.0, (), ()))
+    candidates.sort(key=lambda c: (c.bytes, c.variant))
+    qualified = [c for c in candidates if c.qualifies]
+    chosen = _best_of_size(qualified, qualified[0].bytes) if qualified else None
+    name = chosen.variant if chosen else run.parent
+    saving = 1 - chosen.bytes / parent_bytes if chosen and np.isfinite(parent_bytes) else 0.0
+    why = _why(run, name, candidates, {c.variant: c for c in comparisons}, plan)
+    return Recommendation(name, why, saving, tuple(candidates))
+
+
+def _why(
+    run: Run,
+    chosen: str,
+    candidates: Sequence[Candidate],
+    comparisons: Mapping[str, Comparison],
+    plan: RecommendPlan,
+) -> str:
+    margins = f"{plan.margin_pp:g} pp overall and {plan.slice_margin_pp:g} pp a slice"
+    ours = next((c.bytes for c in candidates if c.variant == chosen), 0)
+    cheaper = [c for c in candidates if not c.qualifies and c.bytes < (1 - SAME_SIZE) * ours]
+    if chosen == run.parent:
+        if not cheaper:
+            return "No variant with scored items is smaller than the parent."
+        nearest = _best_of_size(cheaper, cheaper[-1].bytes)
+        return (
+            f"No smaller variant is shown to stay within {margins}. The largest of them, "
+            f"{nearest.variant}: {'; '.join(nearest.reasons[:2])}."
+        )
+    mine = next(c for c in candidates if c.variant == chosen)
+    overall = comparisons[chosen].overall
+    interval = "" if overall is None or overall.ci is None else f", at worst {_pp(overall.ci[0])}"
+    delta = "" if overall is None else f" ({_pp(overall.delta)}{interval})"
+    text = f"It is the smallest variant shown to stay within {margins}{delta}."
+    if cheaper:
+        below = _best_of_size(cheaper, cheaper[-1].bytes)
+        text += f" The next smaller, {below.variant}: {below.reasons[0]}."
+    if mine.advisory:
+        text += f" Too few items to judge (under {plan.min_items}): {', '.join(mine.advisory)}."
+    return text
