@@ -1,0 +1,279 @@
+"""Quantizing a whole model: the one entry point of this package."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from evalq.errors import PlanError, QuantizationError
+from evalq.kernels.packing import QuantizedWeight
+from evalq.quantize.calibration import Calibration
+from evalq.quantize.capture import LayerCall, Stream, capture_inputs, head_inputs
+from evalq.quantize.config import METHODS, Method, check_scheme, resolve_options
+from evalq.quantize.linear import (
+    check_finite,
+    check_widths,
+    decoder_layers,
+    get_weight,
+    linears,
+    set_weight,
+    weight_shape,
+)
+from evalq.quantize.pipeline import (
+    PROBE_TOKENS,
+    InputStatistics,
+    Job,
+    LayerReport,
+    finish_linear,
+    quantize_decoder_layer,
+)
+from evalq.schema import Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["METHODS", "LayerReport", "Method", "QuantizedModel", "quantize"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedModel:
+    """What a method made of a parent; nothing is written yet.
+
+    Args:
+        method, scheme, options, seed: of the recipe; the options are complete.
+        layers: quantized weights ``[out, in]`` by the full name of their layer.
+        dense: other tensors that differ from the parent's (norms with folded scales), by the full
+            name of the parameter.
+        transposed: layers of ``layers`` whose module stores its weight ``[in, out]`` (Conv1D).
+        experts: modules whose stacked experts were quantized one by one, as
+            ``<module>.<expert>.gate_up_proj`` and ``<module>.<expert>.down_proj``.
+        reports: one for each layer, in order.
+        warnings: what a user should know of.
+        calibration: its record, or ``None``.
+        seconds: wall time.
+    """
+
+    method: str
+    scheme: Scheme
+    options: Mapping[str, Any]
+    seed: int
+    layers: Mapping[str, QuantizedWeight]
+    dense: Mapping[str, Tensor]
+    transposed: frozenset[str]
+    experts: tuple[str, ...]
+    reports: tuple[LayerReport, ...]
+    warnings: tuple[str, ...]
+    calibration: Mapping[str, Any] | None
+    seconds: float
+
+    def apply_to(self, module: nn.Module) -> None:
+        """Write the dequantized weights and the changed tensors into a copy of the parent.
+
+        Raises:
+            QuantizationError: ``module`` is not the parent's architecture, or its head is tied to
+                its embeddings while the head was quantized.
+        """
+        stacked = {f"{e}." for e in self.experts}
+        for name, quantized in self.layers.items():
+            home = next((e for e in stacked if name.startswith(e)), None)
+            if home is not None:
+                number, _, part = name[len(home) :].partition(".")
+                fused = module.get_submodule(home[:-1]).get_parameter(part)
+                fused.data[int(number)].copy_(quantized.dequantize())
+                continue
+            layer = module.get_submodule(name)
+            if weight_shape(layer) != quantized.shape:
+                raise QuantizationError(f"{name} is {weight_shape(layer)}, not {quantized.shape}")
+            set_weight(layer, quantized.dequantize())
+        for name, tensor in self.dense.items():
+            module.get_parameter(name).data.copy_(tensor)
+
+
+def quantize(
+    module: PreTrainedModel,
+    scheme: Scheme,
+    method: str,
+    calibration: Calibration | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> QuantizedModel:
+    """Quantize the linear layers of ``module``, which is not changed.
+
+    Layers are taken one at a time: a float32 copy of one decoder layer is all that is made besides
+    the results, and the next layer is calibrated on the outputs of the quantized ones before it.
+
+    Args:
+        module: a causal LM of transformers, on any device, where its layers are run.
+        scheme: how weights (and activations) are to be stored.
+        method: name in :data:`METHODS`.
+        calibration: text, for methods that need it.
+        options: of the method.
+        seed: for whatever the method draws.
+        progress: called with a layer's name and the share done, 0 to 1.
+
+    Raises:
+        PlanError: no such method or option, or no calibration where it is needed.
+        QuantizationError: groups that do not divide a width, an architecture that is not
+            understood, a layer that no token reached, or a Hessian that cannot be inverted.
+        NonFiniteError: NaN or infinities in a weight or an activation.
+    """
+    start = time.monotonic()
+    chosen = METHODS.get(method)
+    resolved = resolve_options(chosen, options or {})
+    check_scheme(chosen, scheme)
+    if chosen.needs_calibration and calibration is None:
+        raise PlanError(
+            f"method {method!r} needs calibration text", hint="Give some, or use method 'rtn'."
+        )
+    layers_name, layers = decoder_layers(module)
+    job = _job(module, scheme, chosen, resolved, seed)
+    shapes = _shapes(module, layers_name, layers, job)
+    if not shapes:
+        raise QuantizationError("no layer is left to quantize", hint="Check the option 'skip'.")
+    check_widths(shapes, scheme.weights)
+    device = next(module.parameters()).device
+    training = module.training
+    module.train(False)
+    try:
+        _run(job, module, layers_name, layers, calibration, device, progress)
+    finally:
+        module.train(training)
+    transposed = frozenset(
+        n for n in job.layers if not _is_expert(job, n) and _is_transposed(module, n)
+    )
+    return QuantizedModel(
+        method=method,
+        scheme=scheme,
+        options=resolved,
+        seed=seed,
+        layers=job.layers,
+        dense=job.dense,
+        transposed=transposed,
+        experts=tuple(job.experts),
+        reports=tuple(job.reports),
+        warnings=tuple(job.warnings),
+        calibration=calibration.record() if calibration and chosen.needs_calibration else None,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _run(
+    job: Job,
+    module: nn.Module,
+    layers_name: str,
+    layers: nn.ModuleList,
+    calibration: Calibration | None,
+    device: torch.device,
+    progress: Callable[[str, float], None] | None,
+) -> None:
+    stream: Stream | None = None
+    probes: list[LayerCall] | None = None
+    batch = 1
+    if job.method.needs_calibration and calibration is not None:
+        _check_tokens(module, calibration)
+        batch = max(1, int(job.options["batch_tokens"]) // calibration.length)
+        stream = capture_inputs(module, layers, calibration.tokens, batch, device)
+        short = calibration.tokens[:1, :PROBE_TOKENS]
+        probes = capture_inputs(module, layers, short, 1, device).calls[0]
+    for index, layer in enumerate(layers):
+        name = f"{layers_name}.{index}"
+        if progress:
+            progress(name, index / len(layers))
+        probe = probes[index] if probes else None
+        quantize_decoder_layer(job, layer, name, index, stream, probe, device)
+    if job.options["quantize_head"]:
+        _quantize_head(job, module, layers, stream, calibration, batch)
+    if progress:
+        progress("done", 1.0)
+
+
+def _job(
+    module: PreTrainedModel, scheme: Scheme, method: Method, options: Mapping[str, Any], seed: int
+) -> Job:
+    stored = next(p.dtype for p in module.parameters() if p.is_floating_point())
+    named = str(options["scale_dtype"])
+    if named == "auto":
+        scale_dtype = torch.bfloat16 if stored == torch.bfloat16 else torch.float16
+    else:
+        scale_dtype = getattr(torch, named)
+    config = module.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 0) or 0
+    width = getattr(config, "hidden_size", 0) or 0
+    head_dim = getattr(config, "head_dim", None) or (width // heads if heads else 0)
+    return Job(method, scheme.weights, options, scale_dtype, stored, int(head_dim), seed)
+
+
+def _shapes(
+    module: nn.Module, layers_name: str, layers: nn.ModuleList, job: Job
+) -> list[tuple[str, int]]:
+    """Name and input width of all that will be quantized."""
+    found = []
+    for index, layer in enumerate(layers):
+        prefix = f"{layers_name}.{index}"
+        found += [(f"{prefix}.{n}", weight_shape(m)[1]) for n, m in linears(layer, job.skip)]
+        for name, parameter in layer.named_parameters():
+            if parameter.ndim == 3 and not any(s in name for s in job.skip):
+                found.append((f"{prefix}.{name}", int(parameter.shape[-1])))
+    if job.options["quantize_head"]:
+        found.append(("the output head", weight_shape(_head(module))[1]))
+    return found
+
+
+def _head(module: nn.Module) -> nn.Module:
+    head = module.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Linear):
+        raise QuantizationError(f"{type(module).__name__} has no linear output head to quantize")
+    return head
+
+
+def _quantize_head(
+    job: Job,
+    module: nn.Module,
+    layers: nn.ModuleList,
+    stream: Stream | None,
+    calibration: Calibration | None,
+    batch: int,
+) -> None:
+    head = _head(module)
+    embedding = module.get_input_embeddings()  # type: ignore[operator]
+    name = next(n for n, m in module.named_modules() if m is head)
+    if embedding.weight is head.weight:
+        raise QuantizationError(
+            f"{name} shares its weight with the embeddings, which stay as they are",
+            hint="Leave quantize_head off for a model with tied embeddings.",
+        )
+    weight = get_weight(head)
+    check_finite(f"{name}.weight", weight)
+    statistics = None
+    if stream is not None and calibration is not None:
+        statistics = InputStatistics.empty(weight.shape[1], weight.device)
+        parts = torch.split(calibration.tokens, batch)
+        for tokens, hidden in zip(parts, stream.hidden, strict=True):
+            statistics.add(head_inputs(module, layers, tokens, hidden, head))
+    copy = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    copy.weight = nn.Parameter(weight.float().clone(), requires_grad=False)
+    finish_linear(job, name, copy, statistics, None)
+
+
+def _check_tokens(module: nn.Module, calibration: Calibration) -> None:
+    vocabulary = module.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    highest = int(calibration.tokens.max())
+    if highest >= vocabulary or int(calibration.tokens.min()) < 0:
+        raise QuantizationError(
+            f"calibration token {highest} is outside the model's vocabulary of {vocabulary}",
+            hint="Calibrate with the parent's own tokenizer.",
+        )
+
+
+def _is_expert(job: Job, name: str) -> bool:
+    return any(name.startswith(f"{e}.") for e in job.experts)
+
+
+def _is_transposed(module: nn.Module, name: str) -> bool:
+    return not isinstance(module.get_submodule(name), nn.Linear)

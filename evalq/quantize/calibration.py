@@ -1,0 +1,171 @@
+"""Calibration text: the tokens that methods look at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evalq.errors import QuantizationError
+
+__all__ = ["Calibration", "calibration_from_file", "calibration_from_texts", "read_texts"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Windows of text as token ids.
+
+    Args:
+        tokens: int64 ``[samples, length]``.
+        source: where the text is from, for the record.
+        hash: SHA-256 of shape and ids.
+        seed: that the windows were drawn with.
+    """
+
+    tokens: Tensor
+    source: str
+    hash: str
+    seed: int = 0
+
+    @property
+    def samples(self) -> int:
+        """Windows."""
+        return int(self.tokens.shape[0])
+
+    @property
+    def length(self) -> int:
+        """Tokens a window."""
+        return int(self.tokens.shape[1])
+
+    @classmethod
+    def from_tokens(cls, tokens: Tensor, source: str, seed: int = 0) -> Calibration:
+        """Calibration on given ids ``[samples, length]``.
+
+        Raises:
+            QuantizationError: not a filled matrix of integers.
+        """
+        if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
+            raise QuantizationError(
+                f"calibration tokens must be a filled [samples, length] matrix of ids, not "
+                f"{tokens.dtype} {tuple(tokens.shape)}"
+            )
+        tokens = tokens.to("cpu", torch.int64).contiguous()
+        digest = hashlib.sha256(f"{tuple(tokens.shape)}:".encode())
+        digest.update(tokens.numpy().astype("<i8").tobytes())
+        return cls(tokens, source, digest.hexdigest(), seed)
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {
+            "source": self.source,
+            "hash": self.hash,
+            "samples": self.samples,
+            "length": self.length,
+            "seed": self.seed,
+        }
+
+
+def calibration_from_texts(
+    texts: Iterable[str], tokenizer: Any, samples: int, length: int, seed: int, source: str
+) -> Calibration:
+    """``samples`` windows of ``length`` tokens that do not overlap, drawn from the joined texts.
+
+    Texts follow each other with the tokenizer's end-of-text token between them, where it has one.
+    Where the tokenizer starts every text with a token of its own (BOS), every window starts with
+    it and holds ``length - 1`` tokens of text.
+
+    Raises:
+        QuantizationError: no text, or too little for that many windows.
+    """
+    documents = [text for text in texts if text.strip()]
+    if not documents:
+        raise QuantizationError(f"{source} holds no text", hint="Calibration needs some prose.")
+    bos = _added_bos(tokenizer)
+    eos = getattr(tokenizer, "eos_token_id", None)
+    ids: list[int] = []
+    for text in documents:
+        if ids and eos is not None:
+            ids.append(int(eos))
+        ids.extend(tokenizer(text, add_special_tokens=False)["input_ids"])
+    width = length - (bos is not None)
+    slots = len(ids) // width if width > 0 else 0
+    if slots < samples:
+        raise QuantizationError(
+            f"{source} holds {len(ids)} tokens: too little for {samples} windows of {length}",
+            hint=f"Give more text, or ask for at most {slots} windows of that length."
+            if slots
+            else "Give more text, or shorter windows.",
+        )
+    stream = np.asarray(ids, dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    offset = int(rng.integers(0, len(ids) - slots * width + 1))
+    chosen = np.sort(rng.choice(slots, size=samples, replace=False))
+    windows = np.stack([stream[offset + s * width : offset + (s + 1) * width] for s in chosen])
+    if bos is not None:
+        windows = np.concatenate([np.full((samples, 1), bos, dtype=np.int64), windows], axis=1)
+    return Calibration.from_tokens(torch.from_numpy(windows), source, seed)
+
+
+def calibration_from_file(
+    path: Path, tokenizer: Any, samples: int, length: int, seed: int
+) -> Calibration:
+    """Calibration on a text file or on JSON lines; see :func:`read_texts`.
+
+    Raises:
+        QuantizationError: a file that cannot be read, or with too little text in it.
+    """
+    return calibration_from_texts(read_texts(path), tokenizer, samples, length, seed, str(path))
+
+
+def read_texts(path: Path) -> Sequence[str]:
+    """Texts of a file: a ``.jsonl`` gives one a line (``text``, or ``prompt`` + ``target``).
+
+    Any other file is one text in UTF-8.
+
+    Raises:
+        QuantizationError: no such file, not UTF-8, or a line that is no JSON or has no text (with
+            the line's number).
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise QuantizationError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise QuantizationError(f"{path} is not UTF-8 text") from None
+    if path.suffix != ".jsonl":
+        return [content]
+    lines = content.split("\n")
+    return [_line_text(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _line_text(path: Path, number: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise QuantizationError(f"{path}, line {number}: not JSON ({error})") from None
+    if isinstance(row, dict):
+        if isinstance(row.get("text"), str):
+            return str(row["text"])
+        if isinstance(row.get("prompt"), str) and isinstance(row.get("target"), str):
+            joint = "" if row["prompt"][-1:].isspace() or row["target"][:1].isspace() else " "
+            return f"{row['prompt']}{joint}{row['target']}"
+    raise QuantizationError(
+        f"{path}, line {number}: no text in it",
+        hint="A line needs 'text', or 'prompt' and 'target', as strings.",
+    )
+
+
+def _added_bos(tokenizer: Any) -> int | None:
+    """The token that the tokenizer puts before every text by itself, or ``None``."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None:
+        return None
+    ids = tokenizer("a")["input_ids"]
+    return int(bos) if ids and ids[0] == bos else None

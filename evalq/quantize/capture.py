@@ -1,0 +1,315 @@
+"""Running a model one decoder layer at a time over calibration windows."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evalq.errors import QuantizationError
+from evalq.quantize.linear import check_finite
+
+__all__ = [
+    "Block",
+    "LayerCall",
+    "Stream",
+    "Trace",
+    "capture_inputs",
+    "head_inputs",
+    "observe",
+    "run_layer",
+    "trace_layer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """All that a decoder layer is called with besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Stream:
+    """Hidden states on their way through the model.
+
+    Args:
+        hidden: per batch ``[samples, length, width]``, float32.
+        calls: per batch, per layer.
+    """
+
+    hidden: list[Tensor]
+    calls: list[list[LayerCall]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all batches."""
+        return sum(h.shape[0] * h.shape[1] for h in self.hidden)
+
+
+class _StopError(Exception):
+    """Ends a forward pass once the inputs wanted have been seen."""
+
+
+@contextmanager
+def _identity_layers(
+    layers: nn.ModuleList, visit: Callable[[int, Tensor, tuple[Any, ...], dict[str, Any]], Tensor]
+) -> Iterator[None]:
+    """Decoder layers that only pass hidden states on, through ``visit(index, hidden, ...)``."""
+
+    def stub(index: int) -> Callable[..., Tensor]:
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            if args:
+                return visit(index, args[0], args[1:], kwargs)
+            hidden = kwargs.pop("hidden_states")
+            return visit(index, hidden, (), kwargs)
+
+        return forward
+
+    try:
+        for index, layer in enumerate(layers):
+            layer.forward = stub(index)
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _to_work(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_to_work(v, device, dtype) for v in value)
+    return value
+
+
+def capture_inputs(
+    model: nn.Module, layers: nn.ModuleList, tokens: Tensor, batch: int, device: torch.device
+) -> Stream:
+    """What the first decoder layer gets, and how every layer is called, for all windows.
+
+    Args:
+        model: the causal LM, on any device; it is run with its decoder layers left out.
+        layers: its decoder layers.
+        tokens: int64 ``[samples, length]``.
+        batch: windows a batch.
+        device: where layers will be run.
+
+    Raises:
+        QuantizationError: the model does not call its layers one after another.
+        NonFiniteError: the embeddings give NaN or infinities.
+    """
+    stream = Stream([], [])
+    home = next(model.parameters()).device
+    for part in torch.split(tokens, batch):
+        calls: dict[int, LayerCall] = {}
+        first: list[Tensor] = []
+
+        def visit(
+            index: int,
+            hidden: Tensor,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            calls: dict[int, LayerCall] = calls,
+            first: list[Tensor] = first,
+        ) -> Tensor:
+            if index == 0:
+                first.append(hidden.detach().to(device, torch.float32))
+            calls[index] = LayerCall(
+                _to_work(args, device, torch.float32),
+                {k: _to_work(v, device, torch.float32) for k, v in kwargs.items()},
+            )
+            return hidden
+
+        with torch.no_grad(), _identity_layers(layers, visit):
+            model(input_ids=part.to(home), use_cache=False)
+        if len(first) != 1 or sorted(calls) != list(range(len(layers))):
+            raise QuantizationError(
+                f"{type(model).__name__} does not run its decoder layers once each, in order"
+            )
+        check_finite("the input of the first decoder layer", first[0])
+        stream.hidden.append(first[0])
+        stream.calls.append([calls[i] for i in range(len(layers))])
+    return stream
+
+
+def head_inputs(
+    model: nn.Module, layers: nn.ModuleList, tokens: Tensor, hidden: Tensor, head: nn.Module
+) -> Tensor:
+    """What the output head gets when the last decoder layer gives ``hidden``: ``[tokens, in]``."""
+    seen: list[Tensor] = []
+    last = len(layers) - 1
+    home = next(model.parameters())
+
+    def visit(index: int, value: Tensor, args: Any, kwargs: Any) -> Tensor:
+        return hidden.to(home.device, value.dtype) if index == last else value
+
+    def look(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].detach().to(hidden.device, torch.float32))
+        raise _StopError
+
+    handle = head.register_forward_pre_hook(look)
+    try:
+        with torch.no_grad(), _identity_layers(layers, visit):
+            model(input_ids=tokens.to(home.device), use_cache=False)
+    except _StopError:
+        pass
+    finally:
+        handle.remove()
+    if not seen:
+        raise QuantizationError("the output head is not called by the model")
+    return seen[0].reshape(-1, seen[0].shape[-1])
+
+
+def run_layer(layer: nn.Module, hidden: Tensor, call: LayerCall) -> Tensor:
+    """The layer's output ``[samples, length, width]``.
+
+    Raises:
+        QuantizationError: the layer returns something else than hidden states.
+    """
+    with torch.no_grad():
+        out = layer(hidden, *call.args, **copy.copy(dict(call.kwargs)))
+    if not isinstance(out, Tensor) or out.shape != hidden.shape:
+        raise QuantizationError(f"{type(layer).__name__} does not return its hidden states")
+    return out
+
+
+@contextmanager
+def _watching(
+    modules: Mapping[str, nn.Module],
+    look: Callable[[str, Tensor], None],
+    stop_after: Sequence[str] = (),
+) -> Iterator[None]:
+    """Call ``look(name, input)`` before each of ``modules`` runs.
+
+    Args:
+        modules: to be watched.
+        look: gets the input as the module does.
+        stop_after: once all of these have been seen, the pass is ended by ``_StopError``.
+    """
+    waiting: set[str] = set()
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def call(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            look(name, inputs[0].detach())
+            waiting.discard(name)
+            if stop_after and not waiting:
+                waiting.update(stop_after)
+                raise _StopError
+
+        return call
+
+    waiting.update(stop_after)
+    handles = [m.register_forward_pre_hook(hook(n)) for n, m in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observe(
+    layer: nn.Module,
+    stream: Stream,
+    index: int,
+    modules: Mapping[str, nn.Module],
+    look: Callable[[str, Tensor], None],
+) -> None:
+    """Run all batches through ``layer`` only as far as all of ``modules`` have been seen.
+
+    Experts that get no token of a batch are never seen, so their layers run to the end.
+    """
+    names = tuple(modules)
+    for hidden, calls in zip(stream.hidden, stream.calls, strict=True):
+        with _watching(modules, look, names):
+            try:
+                run_layer(layer, hidden, calls[index])
+            except _StopError:
+                continue
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Linear layers that read the same tensor, and so share one Hessian.
+
+    Args:
+        names: of the linear layers.
+        source: the module whose output they read as it is, or ``None``.
+    """
+
+    names: tuple[str, ...]
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a decoder layer does, in order.
+
+    Args:
+        stages: blocks that can be looked at in one pass, in the order of the forward pass. A stage
+            is one block, but for the experts of a mixture, which go together.
+    """
+
+    stages: tuple[tuple[Block, ...], ...]
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks in order."""
+        return tuple(block for stage in self.stages for block in stage)
+
+
+def _key(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.numel()
+
+
+def trace_layer(layer: nn.Module, hidden: Tensor, call: LayerCall, names: Sequence[str]) -> Trace:
+    """Run ``layer`` once and see which linear layer reads what.
+
+    Args:
+        layer: a decoder layer.
+        hidden: one batch for it.
+        call: the rest of its arguments.
+        names: the linear layers that are to be quantized.
+    """
+    wanted = set(names)
+    order: list[tuple[tuple[int, int], str]] = []
+    made: dict[tuple[int, int], str] = {}
+    alive: list[Tensor] = []
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def call_(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and name in wanted:
+                alive.append(inputs[0])
+                order.append((_key(inputs[0]), name))
+            # Only modules with weights: an idle dropout hands on the tensor that it was given.
+            if isinstance(out, Tensor) and isinstance(getattr(module, "weight", None), Tensor):
+                alive.append(out)
+                made[_key(out)] = name
+
+        return call_
+
+    handles = [m.register_forward_hook(hook(n)) for n, m in layer.named_modules() if n]
+    try:
+        run_layer(layer, hidden, call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    grouped: dict[tuple[int, int], list[str]] = {}
+    for key, name in order:
+        grouped.setdefault(key, []).append(name)
+    seen = {name for _, name in order}
+    blocks = [Block(tuple(members), made.get(key)) for key, members in grouped.items()]
+    blocks += [Block((name,), None) for name in names if name not in seen]
+    stages: dict[tuple[str, ...], list[Block]] = {}
+    for block in blocks:
+        # Experts differ by a number in their names alone.
+        alike = tuple(re.sub(r"\d+", "*", name) for name in block.names)
+        stages.setdefault(alike, []).append(block)
+    return Trace(tuple(tuple(stage) for stage in stages.values()))

@@ -1,0 +1,330 @@
+"""The way of a model through a method: one decoder layer after another, in order."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evalq.errors import NonFiniteError, QuantizationError
+from evalq.kernels.packing import QuantizedWeight
+from evalq.quantize.awq import awq_weight, output_error, search_scales
+from evalq.quantize.capture import (
+    Block,
+    LayerCall,
+    Stream,
+    Trace,
+    observe,
+    run_layer,
+    trace_layer,
+)
+from evalq.quantize.config import Method
+from evalq.quantize.folds import Fold, apply_fold, find_folds
+from evalq.quantize.gptq import GptqSettings, gptq_weight
+from evalq.quantize.linear import check_finite, get_weight, linears, set_weight, split_experts
+from evalq.quantize.rtn import rtn_weight
+from evalq.schema import WeightScheme
+
+PROBE_TOKENS = 16
+
+__all__ = [
+    "PROBE_TOKENS",
+    "InputStatistics",
+    "Job",
+    "LayerReport",
+    "finish_linear",
+    "quantize_decoder_layer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """How one linear layer came out.
+
+    Args:
+        name: full name of the layer.
+        method: that made it.
+        weight_error: ``|W - Q| / |W|`` (Frobenius), folded scales divided out where they apply.
+        output_error: the same of the outputs over the calibration tokens, or ``None`` without.
+        tokens: calibration tokens that the layer saw.
+        damping: share of the Hessian's mean diagonal that was added, or ``None``.
+        escalations: times that the damping had to be raised.
+        strength: AWQ's exponent (-1: no scaling was best), or ``None``.
+    """
+
+    name: str
+    method: str
+    weight_error: float
+    output_error: float | None = None
+    tokens: int = 0
+    damping: float | None = None
+    escalations: int = 0
+    strength: float | None = None
+
+
+@dataclass(slots=True)
+class InputStatistics:
+    """Sums over the inputs of a block.
+
+    Args:
+        hessian: float32 ``[in, in]``, mean of ``x x'``.
+        magnitude: float32 ``[in]``, mean of ``|x|``.
+        tokens: inputs seen.
+    """
+
+    hessian: Tensor
+    magnitude: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> InputStatistics:
+        """Of no input yet."""
+        return cls(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in ``[..., in]``; the running means stay in float32."""
+        flat = inputs.reshape(-1, inputs.shape[-1]).float()
+        total = self.tokens + flat.shape[0]
+        if not flat.shape[0]:
+            return
+        self.hessian.mul_(self.tokens / total).addmm_(flat.T, flat, alpha=1 / total)
+        self.magnitude.mul_(self.tokens / total).add_(flat.abs().sum(0), alpha=1 / total)
+        self.tokens = total
+
+    def scaled(self, columns: Tensor) -> InputStatistics:
+        """Of inputs divided by ``columns``."""
+        hessian = self.hessian / columns[:, None] / columns[None, :]
+        return InputStatistics(hessian, self.magnitude / columns, self.tokens)
+
+
+@dataclass(slots=True)
+class Job:
+    """One quantization, and what has come of it so far.
+
+    Args:
+        method, scheme, options: as asked for; ``options`` are complete.
+        scale_dtype: of stored scales.
+        stored: dtype of the parent's tensors, which changed ones are stored in.
+        head_dim: width of an attention head, or 0.
+        seed: for probes.
+        layers, dense, reports, warnings, experts: results.
+    """
+
+    method: Method
+    scheme: WeightScheme
+    options: Mapping[str, Any]
+    scale_dtype: torch.dtype
+    stored: torch.dtype
+    head_dim: int
+    seed: int
+    layers: dict[str, QuantizedWeight] = field(default_factory=dict)
+    dense: dict[str, Tensor] = field(default_factory=dict)
+    reports: list[LayerReport] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    experts: list[str] = field(default_factory=list)
+
+    @property
+    def skip(self) -> tuple[str, ...]:
+        """Parts of names of layers that stay as they are."""
+        return tuple(s.strip() for s in str(self.options["skip"]).split(",") if s.strip())
+
+
+def quantize_decoder_layer(
+    job: Job,
+    original: nn.Module,
+    name: str,
+    index: int,
+    stream: Stream | None,
+    probe: LayerCall | None,
+    device: torch.device,
+) -> None:
+    """Quantize one decoder layer; ``stream`` leaves it as the quantized layer's output.
+
+    Args:
+        job: takes the results.
+        original: the layer; it is not changed.
+        name: its full name.
+        index: its place among the layers.
+        stream: its inputs, or ``None`` for a method without calibration.
+        probe: how it is called for a small batch (first window's first tokens).
+        device: where it is run.
+
+    Raises:
+        NonFiniteError: a NaN or infinity in a weight or an activation, by name.
+        QuantizationError: a layer that no token reached.
+    """
+    layer = copy.deepcopy(original).to(device, torch.float32).eval().requires_grad_(False)
+    for parameter_name, parameter in layer.named_parameters():
+        check_finite(f"{name}.{parameter_name}", parameter.data)
+    replaced = split_experts(layer)
+    job.experts.extend(f"{name}.{r}" for r in replaced)
+    before = {n: p.data.clone() for n, p in layer.named_parameters()} if job.method.folds else {}
+    modules = dict(linears(layer, job.skip))
+    if stream is None or probe is None:
+        for part, module in modules.items():
+            finish_linear(job, f"{name}.{part}", module, None, None)
+        return
+    trace = trace_layer(layer, stream.hidden[0], stream.calls[0][index], list(modules))
+    seen: dict[str, InputStatistics] = {}
+    strengths: dict[str, float] = {}
+    if job.method.folds:
+        seen = _statistics(job, layer, name, trace.blocks, stream, index)
+        small = stream.hidden[0][:1, :PROBE_TOKENS]
+        folds = find_folds(layer, trace, small, probe, job.head_dim, job.seed)
+        _note_unfolded(job, name, trace, folds)
+        _fold_scales(job, layer, folds, seen, strengths)
+    for number, stage in enumerate(trace.stages):
+        # Later blocks read what quantized ones gave: their statistics are taken afresh. The first
+        # block's inputs are those already seen.
+        if job.method.compensates and (number > 0 or not seen):
+            seen.update(_statistics(job, layer, name, stage, stream, index))
+        for block in stage:
+            for part in block.names:
+                finish_linear(job, f"{name}.{part}", modules[part], seen[part], strengths.get(part))
+    _keep_changed(job, layer, name, before, set(modules))
+    _advance(layer, name, stream, index)
+
+
+def _advance(layer: nn.Module, name: str, stream: Stream, index: int) -> None:
+    for number, hidden in enumerate(stream.hidden):
+        stream.hidden[number] = run_layer(layer, hidden, stream.calls[number][index])
+        check_finite(f"the output of {name}", stream.hidden[number])
+
+
+def _statistics(
+    job: Job, layer: nn.Module, name: str, blocks: tuple[Block, ...], stream: Stream, index: int
+) -> dict[str, InputStatistics]:
+    """Statistics of the inputs of ``blocks``, for each layer in them by name."""
+    found: dict[str, InputStatistics] = {}
+    watched: dict[str, nn.Module] = {}
+    for block in blocks:
+        lead = block.names[0]
+        module = layer.get_submodule(lead)
+        weight = get_weight(module)
+        found[lead] = InputStatistics.empty(weight.shape[1], weight.device)
+        watched[lead] = module
+    observe(layer, stream, index, watched, lambda part, inputs: found[part].add(inputs))
+    for block in blocks:
+        lead = block.names[0]
+        statistics = found[lead]
+        if statistics.tokens and not bool(torch.isfinite(statistics.hessian).all()):
+            raise NonFiniteError(
+                f"the inputs of {name}.{lead} hold NaN or infinite values",
+                hint="The parent overflows on the calibration text; try other text.",
+            )
+        _check_reached(job, f"{name}.{lead}", statistics.tokens)
+        for part in block.names[1:]:
+            found[part] = statistics
+    return found
+
+
+def _check_reached(job: Job, name: str, tokens: int) -> None:
+    expert = any(name.startswith(f"{e}.") for e in job.experts)
+    if tokens == 0 and not expert:
+        raise QuantizationError(
+            f"no calibration token reached {name}",
+            hint="Calibrate on other text, or leave the layer as it is with the option 'skip'.",
+        )
+    if expert and tokens < int(job.options["minimum_tokens"]):
+        job.warnings.append(
+            f"{name}: only {tokens} calibration tokens reached this expert"
+            + ("; it was rounded to nearest" if tokens == 0 else "")
+        )
+
+
+def _note_unfolded(job: Job, name: str, trace: Trace, folds: list[Fold]) -> None:
+    folded = {consumer for fold in folds for consumer in fold.consumers}
+    for block in trace.blocks:
+        if block.names[0] not in folded:
+            parts = ", ".join(block.names)
+            job.warnings.append(f"{name}: nothing before {parts} can take up scales; not scaled")
+
+
+def _fold_scales(
+    job: Job,
+    layer: nn.Module,
+    folds: list[Fold],
+    seen: dict[str, InputStatistics],
+    strengths: dict[str, float],
+) -> None:
+    for fold in folds:
+        statistics = seen[fold.consumers[0]]
+        if statistics.tokens == 0:
+            continue
+        choice = search_scales(
+            [get_weight(layer.get_submodule(c)) for c in fold.consumers],
+            statistics.hessian,
+            statistics.magnitude,
+            fold.rows,
+            fold.channels,
+            job.scheme,
+            grid=int(job.options["grid"]),
+            duo_scaling=bool(job.options["duo_scaling"]),
+        )
+        columns = apply_fold(layer, fold, choice.scales, job.stored)
+        scaled = statistics.scaled(columns)
+        for consumer in fold.consumers:
+            seen[consumer] = scaled
+            strengths[consumer] = choice.strength
+
+
+def finish_linear(
+    job: Job,
+    name: str,
+    module: nn.Module,
+    statistics: InputStatistics | None,
+    strength: float | None,
+) -> None:
+    """Quantize one linear layer, write it back into ``module``, and report."""
+    weight = get_weight(module).contiguous()
+    damping, escalations = None, 0
+    blind = statistics is None or statistics.tokens == 0
+    if blind or statistics is None:
+        clip = str(job.options.get("clip", "")) if not job.method.needs_calibration else "mse"
+        quantized = rtn_weight(weight, job.scheme, job.scale_dtype, clip)
+    elif job.method.compensates:
+        names = ("damping", "act_order", "block_size", "scale_search")
+        settings = GptqSettings(**{n: job.options[n] for n in names})
+        quantized, stats = gptq_weight(
+            weight, statistics.hessian, job.scheme, job.scale_dtype, settings
+        )
+        damping, escalations = stats.damping, stats.escalations
+        if escalations:
+            job.warnings.append(
+                f"{name}: the Hessian needed {damping:g} of its mean diagonal as damping"
+            )
+    else:
+        clip_search = bool(job.options["clip"])
+        quantized = awq_weight(weight, statistics.hessian, job.scheme, job.scale_dtype, clip_search)
+    values = quantized.dequantize()
+    difference = values - weight
+    relative = float(difference.norm() / weight.norm().clamp_min(1e-30))
+    outputs = None
+    if statistics is not None and statistics.tokens:
+        signal = max(output_error(weight, statistics.hessian), 1e-30)
+        outputs = (max(output_error(difference, statistics.hessian), 0.0) / signal) ** 0.5
+    set_weight(module, values)
+    job.layers[name] = quantized.to("cpu")
+    tokens = 0 if statistics is None else statistics.tokens
+    job.reports.append(
+        LayerReport(
+            name, job.method.name, relative, outputs, tokens, damping, escalations, strength
+        )
+    )
+
+
+def _keep_changed(
+    job: Job, layer: nn.Module, name: str, before: Mapping[str, Tensor], quantized: set[str]
+) -> None:
+    """Keep what folding changed besides the quantized weights: norms, biases, skipped layers."""
+    for parameter_name, value in before.items():
+        module_name, _, attribute = parameter_name.rpartition(".")
+        if attribute == "weight" and module_name in quantized:
+            continue
+        now = layer.get_parameter(parameter_name).data
+        if not torch.equal(now, value):
+            job.dense[f"{name}.{parameter_name}"] = now.to("cpu", job.stored)
