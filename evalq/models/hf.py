@@ -1,0 +1,284 @@
+"""The transformers engine: answers lm-eval's requests as lm-eval's HFLM does, with less work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import transformers
+
+from evalq.errors import EvalqError, PlanError
+from evalq.models.base import LoadedModel
+from evalq.models.batching import Budget, Shape, pack
+from evalq.models.decoding import Stops, generate
+from evalq.models.encode import DEFAULT_MAX_TOKENS, Encoder, Prompt, Scored, resolve_max_length
+from evalq.models.forward import Forward
+from evalq.models.scoring import score
+from evalq.plan import EnginePlan
+from evalq.schema import Request, RequestKind, Response
+
+__all__ = ["TransformersEngine"]
+
+_REVISION = 1
+"""Counted up whenever this engine's answers may change in any bit."""
+
+_KINDS: tuple[RequestKind, ...] = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+_LOGITS_BYTES = 1 << 30
+_ROWS = 256
+_KEPT = 4
+
+_Encoded = Scored | Prompt | list[Scored]
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
+
+
+class TransformersEngine:
+    """Answers requests with a transformers causal LM.
+
+    Prompts that several requests share (the choices of a question, the examples of a few-shot
+    prompt) are read once; generation runs rows of one batch in step and drops the finished ones.
+
+    Args:
+        model: from ``load_parent`` or ``load_artifact``.
+        plan: ``batch_tokens`` bounds the tokens of a pass, ``max_length`` what the model reads
+            (the default is the model's own limit), ``threads`` torch's threads on a CPU.
+
+    Raises:
+        ParentError: an architecture or a tokenizer that cannot be run this way.
+        PlanError: a ``max_length`` beyond the model's own.
+    """
+
+    def __init__(self, model: LoadedModel, plan: EnginePlan) -> None:
+        if plan.threads is not None:
+            torch.set_num_threads(plan.threads)
+        own = resolve_max_length(model.module.config, model.tokenizer)
+        if plan.max_length is not None and plan.max_length > own:
+            raise PlanError(
+                f"engine.max_length {plan.max_length} is more than the {own} tokens that "
+                f"{model.name} can read",
+                hint=f"Give at most {own}, or leave it out.",
+            )
+        max_length = plan.max_length or own
+        vocabulary = model.module.config.get_text_config().vocab_size
+        logits = max(1, _LOGITS_BYTES // (4 * vocabulary))
+        self._forward = Forward(model.module, plan.batch_tokens, logits)
+        self._encoder = Encoder(model.tokenizer, max_length)
+        self._ends = frozenset({self._encoder.eos, *_end_tokens(model.module)})
+        self._kept = plan.batch_tokens * _KEPT
+        self._scoring = Budget(plan.batch_tokens, self._kept, logits, 4 * _ROWS)
+        # Prompts are read in spans of columns that fit, so only what is kept bounds a generation.
+        self._generating = Budget(self._kept, self._kept, logits, _ROWS)
+        self._encoded: dict[Request, _Encoded] = {}
+        self.events: list[str] = []
+        """What happened on the way that a reader of the results should know (out of memory)."""
+        self._settings = {
+            "engine": "transformers",
+            "revision": _REVISION,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "device": _device_name(model.device),
+            "threads": torch.get_num_threads() if model.device.type == "cpu" else None,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": model.module.config._attn_implementation,
+            "execution": model.execution,
+            "softmax_dtype": "float32",
+            "max_length": max_length,
+            "max_tokens": DEFAULT_MAX_TOKENS,
+            "batch_tokens": plan.batch_tokens,
+            "end_tokens": sorted(self._ends),
+        }
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that changes an answer, as JSON values."""
+        return self._settings
+
+    def supports(self, kind: RequestKind) -> bool:
+        """Whether requests of that kind can be answered: all of lm-eval's three."""
+        return kind in _KINDS
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Batches of indices into ``requests``, by the requests alone.
+
+        Requests of one kind and, for generations, one limit of tokens go together; those that share
+        a prompt are never parted unless one batch cannot hold them.
+
+        Raises:
+            TaskError: a request that the model cannot be asked (no tokens, or too many).
+        """
+        self._encode(requests)
+        batches: list[list[int]] = []
+        for kind in _KINDS:
+            chosen = [i for i, r in enumerate(requests) if r.kind == kind]
+            if kind == "generate_until":
+                limits = sorted({self._prompt(requests[i]).limit for i in chosen})
+                for limit in limits:
+                    same = [i for i in chosen if self._prompt(requests[i]).limit == limit]
+                    shapes = [Shape(self._prompt(requests[i]).tokens, 1, limit, 1) for i in same]
+                    cut = pack(shapes, self._generating)
+                    batches.extend([same[j] for j in batch] for batch in cut)
+            elif kind == "loglikelihood":
+                batches.extend(self._plan_scoring(requests, chosen))
+            else:
+                batches.extend(self._plan_rolling(requests, chosen))
+        return batches
+
+    def _plan_scoring(self, requests: Sequence[Request], chosen: list[int]) -> list[list[int]]:
+        by_head: dict[tuple[int, ...], list[int]] = {}
+        for i in chosen:
+            by_head.setdefault(self._scored(requests[i]).head, []).append(i)
+        groups = list(by_head.values())
+        shapes = []
+        for head, group in by_head.items():
+            longest = max(len(self._scored(requests[i]).scored) for i in group)
+            shapes.append(Shape(head, len(group), longest - 1, longest))
+        cut = pack(shapes, self._scoring)
+        return [[i for j in batch for i in groups[j]] for batch in cut]
+
+    def _plan_rolling(self, requests: Sequence[Request], chosen: list[int]) -> list[list[int]]:
+        shapes = []
+        for i in chosen:
+            windows = self._windows(requests[i])
+            longest = max((len(w.scored) for w in windows), default=1)
+            head = max((w.head for w in windows), default=(0,), key=len)
+            shapes.append(Shape(head, max(1, len(windows)), longest, longest))
+        return [[chosen[j] for j in batch] for batch in pack(shapes, self._scoring)]
+
+    def answer(self, requests: Sequence[Request]) -> list[Response]:
+        """The responses to one batch, in its order.
+
+        Out of memory, the batch is halved until it fits; ``events`` tells of it.
+
+        Raises:
+            TaskError: as for ``plan``.
+            EvalqError: a single request does not fit into memory.
+        """
+        self._encode(requests)
+        out: list[Response | None] = [None] * len(requests)
+        for kind in _KINDS:
+            chosen = [i for i, r in enumerate(requests) if r.kind == kind]
+            if not chosen:
+                continue
+            start = time.perf_counter()
+            asked = [requests[i] for i in chosen]
+            if kind == "generate_until":
+                found = self._halving(asked, self._generate)
+            elif kind == "loglikelihood":
+                found = self._halving(asked, self._score)
+            else:
+                found = self._halving(asked, self._roll)
+            share = (time.perf_counter() - start) / len(chosen)
+            for i, (text, logprob, greedy, read, written, cut) in zip(chosen, found, strict=True):
+                out[i] = Response(text, logprob, greedy, read, written, cut, share)
+        for request in requests:
+            self._encoded.pop(request, None)
+        return [r for r in out if r is not None]
+
+    def _score(self, requests: Sequence[Request]) -> list[tuple[Any, ...]]:
+        rows = [self._scored(r) for r in requests]
+        found = score(self._forward, rows)
+        return [
+            ("", value, greedy, row.context, len(row.scored), row.truncated)
+            for row, (value, greedy) in zip(rows, found, strict=True)
+        ]
+
+    def _roll(self, requests: Sequence[Request]) -> list[tuple[Any, ...]]:
+        windows = [(i, w) for i, r in enumerate(requests) for w in self._windows(r)]
+        sums = [0.0] * len(requests)
+        # Sorted by length and cut by budget; one long text alone may need several passes.
+        windows.sort(key=lambda pair: -len(pair[1].head) - len(pair[1].scored))
+        width = max((len(w.head) + len(w.scored) for _, w in windows), default=1)
+        size = max(1, self._kept // width)
+        for start in range(0, len(windows), size):
+            part = windows[start : start + size]
+            for (i, _), (value, _) in zip(
+                part, score(self._forward, [w for _, w in part]), strict=True
+            ):
+                sums[i] += value
+        return [
+            ("", value, None, 0, sum(len(w.scored) for w in self._windows(r)), False)
+            for r, value in zip(requests, sums, strict=True)
+        ]
+
+    def _generate(self, requests: Sequence[Request]) -> list[tuple[Any, ...]]:
+        prompts = [self._prompt(r) for r in requests]
+        eos = self._encoder.eos_text
+        stops = [Stops((*r.until, eos), r.temperature, r.seed) for r in requests]
+        found = generate(self._forward, self._encoder, prompts, stops, self._ends)
+        return [
+            (
+                self._encoder.text(g.tokens, r.until),
+                None,
+                None,
+                len(p.tokens),
+                len(g.tokens),
+                p.truncated or not g.stopped,
+            )
+            for r, p, g in zip(requests, prompts, found, strict=True)
+        ]
+
+    def _halving(
+        self, items: Sequence[_Item], run: Callable[[Sequence[_Item]], list[_Answer]]
+    ) -> list[_Answer]:
+        try:
+            return run(items)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        if len(items) == 1:
+            raise EvalqError(
+                f"one request alone does not fit into memory: {reason}",
+                hint="Lower engine.max_length or engine.batch_tokens, or use another device.",
+            )
+        if self._forward.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.events.append(f"out of memory with {len(items)} requests at once: halved")
+        half = len(items) // 2
+        return self._halving(items[:half], run) + self._halving(items[half:], run)
+
+    def _encode(self, requests: Sequence[Request]) -> None:
+        new = [r for r in dict.fromkeys(requests) if r not in self._encoded]
+        pairs = [r for r in new if r.kind == "loglikelihood"]
+        prompts = [r for r in new if r.kind == "generate_until"]
+        self._encoded.update(zip(pairs, self._encoder.pairs(pairs), strict=True))
+        self._encoded.update(zip(prompts, self._encoder.prompts(prompts), strict=True))
+        for request in new:
+            if request.kind == "loglikelihood_rolling":
+                self._encoded[request] = self._encoder.windows(request.context)
+
+    def _scored(self, request: Request) -> Scored:
+        found = self._encoded[request]
+        assert isinstance(found, Scored)
+        return found
+
+    def _prompt(self, request: Request) -> Prompt:
+        found = self._encoded[request]
+        assert isinstance(found, Prompt)
+        return found
+
+    def _windows(self, request: Request) -> list[Scored]:
+        found = self._encoded[request]
+        assert isinstance(found, list)
+        return found
+
+
+def _end_tokens(module: transformers.PreTrainedModel) -> list[int]:
+    config = getattr(module, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        return []
+    return list(ends) if isinstance(ends, (list, tuple)) else [int(ends)]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator: can't allocate memory" in text or "out of memory" in text.lower()

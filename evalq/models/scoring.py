@@ -1,0 +1,137 @@
+"""Log-probabilities of continuations, with one pass over what they have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from evalq.models.batching import common_prefix
+from evalq.models.encode import Scored
+from evalq.models.forward import Forward, State
+
+__all__ = ["prefill", "score", "shared_prefix"]
+
+_MIN_SHARED = 32
+
+
+def shared_prefix(forward: Forward, heads: Sequence[Sequence[int]]) -> int:
+    """Tokens that all ``heads`` begin with and that are read once for all of them.
+
+    0 where it does not pay (fewer than 32 tokens, a single head), or where padding between the
+    prefix and the rest would change what a layer attends to.
+    """
+    if len(heads) < 2 or not forward.gaps:
+        return 0
+    first = heads[0]
+    common = min(common_prefix(first, head) for head in heads[1:])
+    # Every head keeps a token of its own, whose logits predict what follows.
+    common = min(common, min(len(head) for head in heads) - 1)
+    return common if common >= _MIN_SHARED else 0
+
+
+def prefill(forward: Forward, heads: Sequence[Sequence[int]]) -> tuple[State, Tensor]:
+    """Read prompts, their common prefix once.
+
+    Args:
+        forward: the model.
+        heads: tokens of each prompt.
+
+    Returns:
+        The state after the prompts, one row a prompt, and the logits ``[prompts, vocabulary]`` of
+        what follows each.
+    """
+    shared = shared_prefix(forward, heads)
+    if shared:
+        state = forward.start(1)
+        forward.read(state, [heads[0][:shared]], "left")
+        state.select([0] * len(heads))
+    else:
+        state = forward.start(len(heads))
+    return state, forward.read(state, [head[shared:] for head in heads], "left")
+
+
+def score(forward: Forward, rows: Sequence[Scored]) -> list[tuple[float, bool]]:
+    """Summed log-probability in nats of each row's scored tokens, and whether greedy gives them.
+
+    The log-softmax is taken in float32 whatever the model computes in; the sum in float64.
+
+    Args:
+        forward: the model.
+        rows: what to score; rows with the same head share one pass over it.
+
+    Returns:
+        For each row ``(log-probability, greedy)``: greedy is True when every scored token is the
+        likeliest one given those before it (the lowest token id, at a tie).
+    """
+    heads = list(dict.fromkeys(row.head for row in rows))
+    if len(heads) == len(rows) and not shared_prefix(forward, heads):
+        return _score_whole(forward, rows)
+    state, logits = prefill(forward, heads)
+    place = {head: i for i, head in enumerate(heads)}
+    where = [place[row.head] for row in rows]
+    first = torch.tensor([row.scored[0] for row in rows], device=forward.device)
+    index = torch.tensor(where, device=forward.device)
+    log_probability, top = _pick(logits[:, None].float(), index, first[:, None])
+    sums = log_probability[:, 0].double()
+    greedy = top[:, 0]
+    longer = [i for i, row in enumerate(rows) if row.tail]
+    if longer:
+        state.select([where[i] for i in longer])
+        tails = [rows[i].tail for i in longer]
+        more, same = _score_columns(
+            forward, state, tails, [rows[i].scored[1:] for i in longer], "right"
+        )
+        sums[longer] += more
+        greedy[longer] &= same
+    return list(zip(sums.tolist(), greedy.tolist(), strict=True))
+
+
+def _score_whole(forward: Forward, rows: Sequence[Scored]) -> list[tuple[float, bool]]:
+    """Rows that have nothing in common: one pass over each."""
+    state = forward.start(len(rows))
+    inputs = [(*row.head, *row.tail) for row in rows]
+    sums, greedy = _score_columns(forward, state, inputs, [row.scored for row in rows], "left")
+    return list(zip(sums.tolist(), greedy.tolist(), strict=True))
+
+
+def _score_columns(
+    forward: Forward,
+    state: State,
+    inputs: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    side: str,
+) -> tuple[Tensor, Tensor]:
+    """Sums (float64) and greediness (bool), ``[rows]``, of the last targets of padded inputs."""
+    width = max(len(row) for row in inputs)
+    keep = max(len(row) for row in targets) if side == "left" else width
+    table = torch.full((len(inputs), width), -1, dtype=torch.int64)
+    for i, (row, target) in enumerate(zip(inputs, targets, strict=True)):
+        # The target of a column is the token that follows it.
+        end = width if side == "left" else len(row)
+        table[i, end - len(target) : end] = torch.tensor(target)
+    table = table.to(forward.device)
+    every = torch.arange(len(inputs), device=forward.device)
+    sums = torch.zeros(len(inputs), dtype=torch.float64, device=forward.device)
+    greedy = torch.ones(len(inputs), dtype=torch.bool, device=forward.device)
+    spans = forward.scan(state, inputs, keep, "left" if side == "left" else "right")
+    for start, logits in spans:
+        wanted = table[:, start : start + logits.shape[1]]
+        counted = wanted >= 0
+        values, top = _pick(logits.float(), every, wanted.clamp_min(0))
+        sums += torch.where(counted, values, 0.0).sum(1, dtype=torch.float64)
+        greedy &= (top | ~counted).all(1)
+    return sums, greedy
+
+
+def _pick(logits: Tensor, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability (float32) of targets ``[rows, columns]``, and whether each is the argmax.
+
+    ``logits`` is float32 ``[heads, columns, vocabulary]``; ``index`` names the head of each row.
+    """
+    whole = torch.logsumexp(logits, -1)[index]
+    best = logits.argmax(-1)[index]
+    columns = torch.arange(targets.shape[1], device=logits.device)
+    value = logits[index[:, None], columns[None, :], targets]
+    return value - whole, best == targets
