@@ -56,7 +56,8 @@ def test_another_os_error_is_not_hidden() -> None:
 def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom evalq.store import RunDirectory\n"
-        "run = RunDirectory(Path(sys.argv[1])); run.lock()\nprint('held', flush=True)\nsys.stdin.read()"
+        "run = RunDirectory(Path(sys.argv[1]))\nrun.lock()\n"
+        "print('held', flush=True)\nsys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE

@@ -1,0 +1,56 @@
+"""Text sources: what is read, what is refused, and that calibration and held-out text are apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evalq.errors import TaskError
+from evalq.texts import read_documents, resolve_text
+
+
+def test_python_reference_halves_share_no_document() -> None:
+    calibration = resolve_text("auto", "calibration", False, "")
+    fidelity = resolve_text("auto", "fidelity", False, "")
+    ours = {d.text for d in calibration.documents}
+    theirs = {d.text for d in fidelity.documents}
+    assert len(ours) > 20
+    assert len(theirs) > 20
+    assert not {d.document for d in calibration.documents} & {
+        d.document for d in fidelity.documents
+    }
+    assert calibration.hash != fidelity.hash
+    assert calibration.hash == resolve_text("auto", "calibration", False, "").hash
+
+
+def test_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ftwo\f \f")
+    assert [d.text for d in read_documents(tmp_path / "a.txt")] == ["one", "two"]
+    (tmp_path / "b.jsonl").write_text(
+        '{"text": "x", "document": "D", "slice": "math"}\n\n{"prompt": "2+2=", "target": 4}\n'
+    )
+    first, second = read_documents(tmp_path / "b.jsonl")
+    assert (first.text, first.document, first.slice) == ("x", "D", "math")
+    assert (second.text, second.document) == ("2+2=4", "b.jsonl:3")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: no JSON"),
+        ("a.jsonl", b'{"txt": "x"}\n', "line 1: neither"),
+        ("a.jsonl", b"[1]\n", "line 1: neither"),
+        ("a.txt", b"  \n", "holds no text"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TaskError, match=words):
+        resolve_text(str(tmp_path / name), "calibration", False, "")
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="cannot read the text"):
+        read_documents(tmp_path / "none")
