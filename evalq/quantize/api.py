@@ -102,6 +102,7 @@ def quantize(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
+    stored: torch.dtype | None = None,
 ) -> QuantizedModel:
     """Quantize the linear layers of ``module``, which is not changed.
 
@@ -116,6 +117,8 @@ def quantize(
         options: of the method.
         seed: for whatever the method draws.
         progress: called with a layer's name and the share done, 0 to 1.
+        stored: dtype that the parent's files have, where it was loaded in another; norms and
+            scales are rounded to it.
 
     Raises:
         PlanError: no such method or option, or no calibration where it is needed.
@@ -132,7 +135,8 @@ def quantize(
             f"method {method!r} needs calibration text", hint="Give some, or use method 'rtn'."
         )
     layers_name, layers = decoder_layers(module)
-    job = _job(module, scheme, chosen, resolved, seed)
+    stored = stored or next(p.dtype for p in module.parameters() if p.is_floating_point())
+    job = _job(module, scheme, chosen, resolved, seed, stored)
     shapes = _shapes(module, layers_name, layers, job)
     if not shapes:
         raise QuantizationError("no layer is left to quantize", hint="Check the option 'skip'.")
@@ -194,9 +198,13 @@ def _run(
 
 
 def _job(
-    module: PreTrainedModel, scheme: Scheme, method: Method, options: Mapping[str, Any], seed: int
+    module: PreTrainedModel,
+    scheme: Scheme,
+    method: Method,
+    options: Mapping[str, Any],
+    seed: int,
+    stored: torch.dtype,
 ) -> Job:
-    stored = next(p.dtype for p in module.parameters() if p.is_floating_point())
     named = str(options["scale_dtype"])
     if named == "auto":
         scale_dtype = torch.bfloat16 if stored == torch.bfloat16 else torch.float16
