@@ -167,20 +167,6 @@ def _axis_costs(run: Run, axis: Axis) -> tuple[dict[str, float], dict[str, str]]
     return costs, left_out
 
 
-def _cluster_sums(
-    scores: npt.NDArray[np.float64], clusters: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """float64 [clusters, variants]: summed scores.
-
-    Resampling clusters, every variant's mean is its sum over the same number of items, so the sums
-    order the variants as the means do.
-    """
-    codes = np.unique(clusters, return_inverse=True)[1]
-    out = np.zeros((int(codes.max()) + 1, scores.shape[1]))
-    np.add.at(out, codes, scores)
-    return out
-
-
 def frontier(run: Run, axis: Axis = "bytes", resamples: int = 2000, seed: int = 0) -> Frontier:
     """Place every variant on a cost axis and say how surely it is on the frontier.
 
@@ -203,9 +189,9 @@ def frontier(run: Run, axis: Axis = "bytes", resamples: int = 2000, seed: int = 
     cost = np.array(list(costs.values()))
     penalty = cost if axis == "bytes" else 1 / cost
     on = stats.pareto(penalty, scores.mean(axis=0))
-    sums = _cluster_sums(scores, clusters)
+    shared = clusters if len(np.unique(clusters)) < len(clusters) else None
     rng = np.random.default_rng(seed)
-    probability = stats.frontier_probability(sums, penalty, rng, resamples)
+    probability = stats.frontier_probability(scores, penalty, rng, resamples, shared)
     points = tuple(
         Point(name, costs[name], float(scores[:, i].mean()), bool(on[i]), float(probability[i]))
         for i, name in enumerate(columns)
@@ -214,7 +200,7 @@ def frontier(run: Run, axis: Axis = "bytes", resamples: int = 2000, seed: int = 
 
 
 def _pp(value: float) -> str:
-    return f"{100 * value:+.1f} pp"
+    return f"{100 * value:+.1f} pp".replace("-", "−")
 
 
 def _loss(result: SliceResult, what: str, margin_pp: float) -> str:
@@ -229,7 +215,7 @@ def _loss(result: SliceResult, what: str, margin_pp: float) -> str:
 
 
 def _keeps(result: SliceResult, margin_pp: float) -> bool:
-    return result.verdict(margin_pp / 100).outcome == "pass"
+    return result.verdict(margin_pp / 100).verdict == "pass"
 
 
 def _candidate(comparison: Comparison, size: int, plan: RecommendPlan) -> Candidate:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from evalq import stats
@@ -226,38 +225,23 @@ def _with_holm(results: Mapping[str, SliceResult]) -> dict[str, SliceResult]:
 
 
 def _perplexity(name: str, frame: pd.DataFrame, confidence: float) -> PerplexityResult:
-    """Token-weighted: every unit of an item counts once, with the item's mean likelihood a unit.
-
-    Repeating an item's mean over its units gives the ratio estimate sum(d) / sum(units), and,
-    clustered by document, its linearized variance.
-    """
+    """Token-weighted: the ratio of summed likelihood differences to summed units."""
     units = frame["units"].to_numpy()
-    count = units.astype(np.int64)
+    ours, theirs = frame["variant_nll"].to_numpy(), frame["baseline_nll"].to_numpy()
     cluster = frame["cluster"].to_numpy()
-    ours = frame["variant_nll"].to_numpy() / units
-    theirs = frame["baseline_nll"].to_numpy() / units
-    ratio, ci, warnings = _ratio(
-        np.repeat(theirs, count), np.repeat(ours, count), np.repeat(cluster, count), confidence
-    )
+    ci: tuple[float, float] | None = None
+    try:
+        result = stats.perplexity_ratio(theirs, ours, cluster, confidence, units)
+        ratio, ci, warnings = result.mean, result.ci, result.warnings
+    except StatisticsError as error:
+        ratio = float(np.exp((ours - theirs).sum() / units.sum()))
+        warnings = (error.message,)
     return PerplexityResult(
         slice=name,
         items=len(frame),
         clusters=len(np.unique(cluster)),
-        units=int(count.sum()),
+        units=int(units.sum()),
         ratio=ratio,
         ci=ci,
         warnings=warnings,
     )
-
-
-def _ratio(
-    parent: npt.NDArray[np.float64],
-    variant: npt.NDArray[np.float64],
-    clusters: npt.NDArray[np.int64],
-    confidence: float,
-) -> tuple[float, tuple[float, float] | None, tuple[str, ...]]:
-    try:
-        result = stats.perplexity_ratio(parent, variant, clusters, confidence)
-    except StatisticsError as error:
-        return float(np.exp((variant - parent).mean())), None, (error.message,)
-    return float(result.mean), (float(result.ci[0]), float(result.ci[1])), ()
