@@ -1,0 +1,73 @@
+"""The verb report: a stored run becomes a page, figures, tables and summaries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from evalq.compare import load_run
+from evalq.report.figures import FIGURES, Figure, save_figures
+from evalq.report.flips import flips_of, pack_flips, with_texts
+from evalq.report.frames import collect, tables
+from evalq.report.html import page
+from evalq.report.summary import markdown, summary
+from evalq.report.text import csv_safe
+from evalq.store.files import RunDirectory, atomic_write
+
+__all__ = ["render"]
+
+CSV_FLIPS = 20_000
+"""Flips in ``flips.csv``; ``flips.parquet`` has all."""
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as stream:
+        stream.write(text.encode("utf-8", "replace"))
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, with texts that a spreadsheet would run defused."""
+    out = frame.copy()
+    out.columns = pd.Index([str(csv_safe(str(c))) for c in out.columns])
+    for name in out.columns:
+        if not pd.api.types.is_numeric_dtype(out[name]):
+            out[name] = [csv_safe(v) for v in out[name].astype(object)]
+    return out.to_csv(index=False, lineterminator="\n")
+
+
+def render(run: Path, figures: Sequence[Figure] = FIGURES) -> Path:
+    """Render a run directory and return the path of ``report/index.html``.
+
+    Beside it are ``summary.json``, ``summary.md``, ``tables/*.csv``, ``tables/flips.parquet`` and
+    ``figures/*.png`` and ``*.svg``. The same run gives the same bytes.
+
+    Args:
+        run: a run directory, finished or not.
+        figures: which figures to draw.
+
+    Raises:
+        StoreError: no run directory, or the disk is full or cannot be written.
+        ComparisonError: variants that were not asked the same items.
+    """
+    opened = load_run(run)
+    data = collect(opened)
+    out = RunDirectory(opened.path).report
+    flips = flips_of(data.comparisons, opened.parent)
+    for name, frame in tables(data).items():
+        _write(out / "tables" / f"{name}.csv", csv_text(frame))
+    if len(flips):
+        whole = with_texts(opened, flips)
+        _write(out / "tables" / "flips.csv", csv_text(whole.head(CSV_FLIPS)))
+        with atomic_write(out / "tables" / "flips.parquet") as stream:
+            whole.to_parquet(stream, index=False)
+        del whole
+    save_figures(data, out / "figures", figures)
+    content = json.dumps(summary(data), indent=2, ensure_ascii=False, allow_nan=False)
+    _write(out / "summary.json", content + "\n")
+    _write(out / "summary.md", markdown(data))
+    path = out / "index.html"
+    _write(path, page(data, pack_flips(opened, flips)))
+    return path

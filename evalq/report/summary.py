@@ -1,0 +1,153 @@
+"""``summary.json``, the stable interface for scripts and gates, and ``summary.md`` for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from evalq.compare import Comparison, SliceResult
+from evalq.report.frames import ReportData
+from evalq.report.text import bytes_text, interval_text, markdown_safe, pp
+from evalq.report.words import headline, limits, unevenness_text
+from evalq.schema import FORMAT_VERSION
+
+__all__ = ["markdown", "summary"]
+
+
+def _number(value: Any) -> float | None:
+    """A finite float, or ``None``: JSON knows no NaN."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _against_itself(result: SliceResult) -> dict[str, Any]:
+    return {**result.summary(), "delta": 0.0, "ci": [0.0, 0.0], "p_worse": 1.0}
+
+
+def _scores(comparison: Comparison | None, is_parent: bool) -> dict[str, Any]:
+    if comparison is None:
+        return {"overall": None, "slices": {}}
+    entry = _against_itself if is_parent else SliceResult.summary
+    overall = comparison.overall
+    return {
+        "overall": None if overall is None else entry(overall),
+        "slices": {name: entry(result) for name, result in comparison.slices.items()},
+    }
+
+
+def _variant(data: ReportData, name: str) -> dict[str, Any]:
+    entry = data.run.variant_info(name)
+    cost = data.costs.loc[name]
+    point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
+    fidelity = data.fidelity.get(name)
+    return {
+        "name": name,
+        "hash": entry.get("hash"),
+        "method": entry.get("method") or None,
+        "bits": entry.get("bits"),
+        "group_size": entry.get("group_size"),
+        "bits_per_weight": _number(cost["bits_per_weight"]),
+        "bytes": _whole(cost["bytes"]),
+        "peak_memory_bytes": _whole(cost["peak_memory_bytes"]),
+        "tokens_per_second": {
+            "prefill": _number(cost["prefill"]),
+            "decode": _number(cost["decode"]),
+        },
+        **_scores(data.comparisons.get(name), name == data.run.parent),
+        "fidelity": None if fidelity is None else fidelity.summary(),
+        "frontier": {
+            "on_frontier": False if point is None else point.on_frontier,
+            "probability": None if point is None else point.probability,
+        },
+    }
+
+
+def summary(data: ReportData) -> dict[str, Any]:
+    """The content of ``summary.json``, as ``shared/docs/design.md`` has it.
+
+    Accuracies and their differences are in [0, 1], sizes in bytes, KL in nats a token. What was not
+    measured is ``null``; the parent against itself has a delta of 0 by identity.
+    """
+    info = data.run.info
+    parent = data.costs.loc[data.run.parent]
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": info["name"],
+        "parent": {
+            "name": info["parent"].get("name"),
+            "hash": info["parent"].get("hash"),
+            "bits_per_weight": _number(parent["bits_per_weight"]),
+            "bytes": _whole(parent["bytes"]),
+        },
+        "machine": info.get("machine"),
+        "suites": info.get("suites"),
+        "variants": [_variant(data, name) for name in data.run.variants],
+        "recommended": {
+            "variant": data.recommendation.variant,
+            "why": data.recommendation.why,
+        },
+    }
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + " --- |" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def _variant_cells(data: ReportData, name: str) -> list[str]:
+    cost = data.costs.loc[name]
+    comparison: Comparison | None = data.comparisons.get(name)
+    overall = comparison.overall if comparison else None
+    worst = comparison.worst(data.run.recommend.min_items) if comparison else None
+    fidelity = data.fidelity.get(name)
+    is_parent = name == data.run.parent
+    shown = f"**{markdown_safe(name)}**" if name == data.recommendation.variant else None
+    bits = cost["bits_per_weight"]
+    return [
+        shown or markdown_safe(name),
+        bytes_text(cost["bytes"]),
+        f"{bits:.2f}" if math.isfinite(bits) else "–",
+        f"{100 * overall.accuracy:.1f} %" if overall else "–",
+        f"{pp(overall.delta)} ({interval_text(overall.ci)})" if overall and not is_parent else "–",
+        f"{markdown_safe(worst.slice)} {pp(worst.delta)}" if worst and not is_parent else "–",
+        f"{fidelity.kl_mean:.2g}" if fidelity else "–",
+    ]
+
+
+def markdown(data: ReportData) -> str:
+    """The run in a page of Markdown. Names and texts of others are escaped."""
+    confidence = f"{100 * data.run.recommend.confidence:g} %"
+    header = ["variant", "size", "bits/weight", "accuracy", f"change ({confidence} interval)"]
+    header += ["worst slice", "KL (nats)"]
+    slices: Mapping[str, SliceResult] = {}
+    if data.comparisons:
+        slices = data.comparisons[data.run.parent].slices
+    names = [c.variant for c in data.others]
+    rows = [
+        [
+            markdown_safe(name),
+            str(result.items),
+            f"{100 * result.accuracy:.1f} %",
+            *(pp(data.comparisons[v].slices[name].delta).removesuffix(" pp") for v in names),
+        ]
+        for name, result in slices.items()
+    ]
+    lines = [f"# evalq: {markdown_safe(str(data.run.info['name']))}", ""]
+    lines += [markdown_safe(headline(data)), "", markdown_safe(data.recommendation.why), ""]
+    lines += [f"- {markdown_safe(text)}" for text in unevenness_text(data)]
+    lines += ["", "## Variants", ""]
+    lines += _table(header, [_variant_cells(data, v) for v in data.run.variants])
+    if rows:
+        lines += ["", "## Change by slice, in accuracy points", ""]
+        lines += _table(["slice", "items", "parent", *map(markdown_safe, names)], rows)
+    lines += ["", "## Limits", ""]
+    lines += [f"- {markdown_safe(text)}" for text in (*limits(data), *data.warnings)]
+    return "\n".join(lines) + "\n"

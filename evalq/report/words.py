@@ -1,0 +1,112 @@
+"""The sentences of a report: the verdict, the unevenness, the limits. Plain text, not escaped."""
+
+from __future__ import annotations
+
+import math
+
+from evalq.report.frames import ReportData
+from evalq.report.text import bytes_text, interval_text, pp
+
+__all__ = ["banners", "headline", "limits", "unevenness_text"]
+
+
+def headline(data: ReportData) -> str:
+    """The verdict in one sentence."""
+    name = data.recommendation.variant
+    comparison = data.comparisons.get(name)
+    size = bytes_text(data.costs.loc[name, "bytes"])  # type: ignore[arg-type]
+    if name == data.run.parent or comparison is None or comparison.overall is None:
+        return (
+            f"Ship the parent ({size}): no smaller variant is shown to keep its quality within "
+            "the margins."
+        )
+    overall = comparison.overall
+    level = f"{100 * overall.confidence:g} %"
+    worst = comparison.worst(data.run.recommend.min_items) or comparison.worst()
+    where = ""
+    if worst is not None:
+        where = f"; its worst slice is {worst.slice} with {pp(worst.delta)}"
+    verb = "a change of" if overall.delta >= 0 else "a loss of"
+    change = pp(overall.delta) if overall.delta >= 0 else pp(-overall.delta, sign=False)
+    return (
+        f"Ship {name}: {100 * data.recommendation.saving:.0f} % smaller than the parent ({size}), "
+        f"at {verb} {change} ({level} interval of the change {interval_text(overall.ci)}){where}."
+    )
+
+
+def unevenness_text(data: ReportData) -> list[str]:
+    """For each 4-bit variant, the worst slice's loss beside the average loss."""
+    out = []
+    for found in data.uneven:
+        worst, overall = found.worst, found.overall
+        text = (
+            f"{found.variant}: {worst.slice} changes by {pp(worst.delta)} "
+            f"({interval_text(worst.ci)}, {worst.items} items), the average over all items by "
+            f"{pp(overall.delta)} ({interval_text(overall.ci)})"
+        )
+        if found.ratio is None:
+            text += "; there is no average loss to compare with."
+        else:
+            text += f": the worst slice takes {found.ratio:.1f} times the average loss."
+        out.append(text)
+    return out
+
+
+def banners(data: ReportData) -> list[str]:
+    """What a reader has to know before any number."""
+    parent = data.run.info["parent"]
+    out = []
+    if not data.run.finished:
+        out.append("This run is not finished. Only what was done so far is shown.")
+    if parent.get("demonstration"):
+        out.append(
+            "The parent is evalq's built-in demonstration model: a few million parameters, trained "
+            "on generated text so that a whole run takes minutes. The method is real; the numbers "
+            "say nothing about any other model."
+        )
+    if parent.get("gridded"):
+        out.append(
+            "The parent's weights were dequantized from an already quantized file: they lie on a "
+            "grid, so losses against the original model are larger than shown here."
+        )
+    if data.dequantized:
+        out.append(
+            f"{len(data.dequantized)} of {len(data.run.variants)} variants ran dequantized: their "
+            "weights are stored in few bits and computed with as dense ones. Their sizes and "
+            "their quality are real; their speed is not their format's, and none is claimed."
+        )
+    return out
+
+
+def limits(data: ReportData) -> list[str]:
+    """How it was measured and what that leaves open."""
+    plan = data.run.recommend
+    level = f"{100 * plan.confidence:g} %"
+    out = [
+        "Every variant was asked the same items as the parent; pairs are matched by the hashes of "
+        "prompt and target, and any difference is refused.",
+        f"Intervals are two-sided at {level}: Tango's score interval for right-or-wrong items, and "
+        "cluster-robust means with t(G−1) where items share a document or the metric is graded.",
+        "A tier is recommended by non-inferiority: the lower bound of its change is above "
+        f"−{plan.margin_pp:g} pp overall and above −{plan.slice_margin_pp:g} pp on every slice of "
+        f"at least {plan.min_items} items. No verdict rests on a point estimate.",
+        "The overall accuracy weighs every item alike, so larger tasks count for more.",
+        "Stars in the heat map are Holm-adjusted over the most specific slices, for each variant "
+        "by itself; the worst slice is picked after the fact, so its loss is on average "
+        "overstated.",
+        f"The probability of being on the frontier comes from {data.frontiers['bytes'].resamples} "
+        "joint resamplings of the items; costs are taken as known.",
+    ]
+    if data.control is not None:
+        kl = data.control.kl_mean
+        out.append(
+            "Negative control: the parent against itself, run another way, shows a KL of "
+            f"{kl:.2g} nats a token; differences below it are noise."
+        )
+    elif data.fidelity:
+        out.append("There is no negative control: how much of the KL is numerical noise is open.")
+    if not data.fidelity:
+        out.append("Fidelity (KL, top-1 agreement, perplexity ratio) was not measured.")
+    if all(math.isnan(v) for v in data.costs["decode"]):
+        out.append("Speed and memory were not measured.")
+    return out
