@@ -126,7 +126,7 @@ class CompressedTensors:
                 "output_activations": None,
                 "format": layout,
             }
-        return {
+        settings: dict[str, Any] = {
             "quant_method": self.name,
             "format": layout,
             "config_groups": groups,
@@ -136,6 +136,12 @@ class CompressedTensors:
             "global_compression_ratio": None,
             "version": WRITTEN_FOR,
         }
+        # transformers 5.23 allocates unpacked zero points on its default path, finds the packed
+        # ones of another shape and initializes its own. Its other path reads them; that one knows
+        # a single scheme only.
+        if len(by_scheme) == 1 and not next(iter(by_scheme)).symmetric:
+            settings["dequantize"] = True
+        return settings
 
     def decode(self, files: WeightFiles) -> StoredModel:
         """The model that the files stand for.
@@ -316,9 +322,10 @@ def _read_layer(files: WeightFiles, layer: str, group: LayerSettings) -> Quantiz
         zeros = zeros.reshape(-1, 1).expand(rows, 1).contiguous() if zeros is not None else None
     index = files.tensor(f"{layer}.weight_g_idx") if f"{layer}.weight_g_idx" in files else None
     granularity = scheme.granularity
-    # -1 marks a g_idx that was allocated and never used.
-    if index is not None and isinstance(granularity, PerGroup) and not bool((index < 0).all()):
-        if not is_consecutive(index, granularity.size):
+    if index is not None and isinstance(granularity, PerGroup):
+        # -1 marks a g_idx that was allocated and never used.
+        unused = bool((index < 0).all())
+        if not unused and not is_consecutive(index, granularity.size):
             zero: Tensor | int = 1 << (scheme.bits - 1) if zeros is None else zeros
             return dequantize_by_index(codes, scales, zero, index)
     try:

@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json``, with GPTQ's separate ``quantize_config.json`` laid under it where that is all.
+    """``config.json``; GPTQ's ``quantize_config.json`` stands in for a missing section of it.
 
     Raises:
         ArtifactError: no directory, no ``config.json``, or one that holds no mapping.

@@ -1,4 +1,4 @@
-"""Layers whose columns are not in groups of consecutive inputs (``g_idx`` of GPTQ with desc_act)."""
+"""Layers whose columns are not in groups of consecutive inputs (GPTQ's ``desc_act``)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,210 @@
+"""From a parent to an artifact on disk: quantize, write, name by content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import evalq
+from evalq.artifacts.api import FORMATS, storage
+from evalq.artifacts.base import Artifact
+from evalq.artifacts.files import read_json
+from evalq.artifacts.identity import MANIFEST, hash_directory
+from evalq.artifacts.write import (
+    Contents,
+    StoredTypes,
+    replacing,
+    stored_types,
+    write_json,
+    write_model,
+)
+from evalq.errors import ArtifactError, PlanError
+from evalq.quantize.api import quantize
+from evalq.quantize.calibration import Calibration
+from evalq.quantize.config import METHODS, resolve_options
+from evalq.schema import PerGroup, Scheme, content_hash
+
+if TYPE_CHECKING:
+    from evalq.quantize.api import QuantizedModel
+
+__all__ = ["make_artifact", "open_artifact", "recipe_of"]
+
+MANIFEST_VERSION = 1
+
+
+def _scheme_record(scheme: Scheme) -> dict[str, Any]:
+    weights = scheme.weights
+    grouped = isinstance(weights.granularity, PerGroup)
+    return {
+        "text": str(scheme),
+        "bits": weights.bits,
+        "group_size": weights.granularity.size
+        if isinstance(weights.granularity, PerGroup) and grouped
+        else None,
+        "symmetric": weights.symmetric,
+        "activation_bits": scheme.activation_bits,
+        "kv_bits": scheme.kv_bits,
+    }
+
+
+def recipe_of(
+    parent_hash: str,
+    scheme: Scheme,
+    method: str,
+    calibration: Calibration | None,
+    options: Mapping[str, Any],
+    seed: int,
+    format: str,
+) -> dict[str, Any]:
+    """All that decides an artifact's content, as JSON values; ``content_hash`` of it names it.
+
+    Options are completed with their defaults. Calibration counts only for methods that use it.
+
+    Raises:
+        PlanError: no such method, option or format.
+    """
+    chosen = METHODS.get(method)
+    FORMATS.get(format)
+    used = calibration is not None and chosen.needs_calibration
+    return {
+        "evalq_version": evalq.__version__,
+        "parent": parent_hash,
+        "scheme": _scheme_record(scheme),
+        "method": method,
+        "calibration": calibration.hash if calibration is not None and used else None,
+        "options": resolve_options(chosen, options),
+        "seed": seed,
+        "format": format,
+    }
+
+
+def open_artifact(path: Path, recipe_hash: str | None = None) -> Artifact:
+    """An artifact that evalq made, after its content is verified.
+
+    Args:
+        path: the directory.
+        recipe_hash: what it has to be made by; ``None`` takes any.
+
+    Raises:
+        ArtifactError: no manifest, another recipe, or content that is not what was written.
+    """
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise ArtifactError(
+            f"{path} exists and was not made by evalq: it has no {MANIFEST}",
+            hint="Write to another place.",
+        )
+    manifest = read_json(manifest_path)
+    if not isinstance(manifest, dict) or "recipe_hash" not in manifest:
+        raise ArtifactError(f"{manifest_path} is no manifest of evalq")
+    if recipe_hash is not None and manifest["recipe_hash"] != recipe_hash:
+        raise ArtifactError(
+            f"{path} already holds another artifact: {manifest.get('name', 'of another recipe')}",
+            hint="Write to another place, or remove that directory.",
+        )
+    found = hash_directory(path)
+    if found != manifest.get("content_hash"):
+        raise ArtifactError(
+            f"{path} was changed after it was written: its content is {found[:12]}, its manifest "
+            f"says {str(manifest.get('content_hash'))[:12]}",
+            hint="Remove the directory and make it again.",
+        )
+    return Artifact(path, found, manifest, reused=True)
+
+
+def make_artifact(
+    parent: Any,
+    scheme: Scheme,
+    method: str,
+    calibration: Calibration | None,
+    options: Mapping[str, Any],
+    seed: int,
+    out: Path,
+    progress: Callable[[str, float], None] | None = None,
+    format: str = "compressed-tensors",
+) -> Artifact:
+    """Quantize ``parent`` and write the artifact to ``out``.
+
+    Work is skipped when ``out`` already holds an artifact of the same recipe whose content is
+    intact. Everything is written to a sibling first, synced, and renamed: ``out`` is whole or
+    absent.
+
+    Args:
+        parent: an ``evalq.models.base.LoadedModel`` (name, hash, module, tokenizer, source).
+        scheme: how weights (and activations) are stored.
+        method: name in ``METHODS``.
+        calibration: text, for methods that need it.
+        options: of the method; unset ones take their defaults.
+        seed: for whatever the method draws.
+        out: the directory to make; its parents are made too.
+        progress: called with a layer's name and the share done.
+        format: name in ``FORMATS``.
+
+    Raises:
+        PlanError: an unknown method, option or format, or a scheme that the format cannot hold.
+        ArtifactError: ``out`` holds something else, or cannot be written.
+        QuantizationError: as for ``evalq.quantize.api.quantize``.
+    """
+    if scheme.kv_bits is not None:
+        raise PlanError(
+            "a quantized KV cache is not stored in artifacts",
+            hint="Leave kv_bits out of the variant.",
+        )
+    recipe = recipe_of(parent.hash, scheme, method, calibration, options, seed, format)
+    recipe_hash = content_hash(recipe)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        return open_artifact(out, recipe_hash)
+    encoder = FORMATS.get(format)()
+    types = stored_types(parent.source.path, parent.module)
+    model = quantize(
+        parent.module, scheme, method, calibration, options, seed, progress, stored=types.main
+    )
+    contents = Contents(
+        module=parent.module,
+        tokenizer=parent.tokenizer,
+        layers=model.layers,
+        dense=model.dense,
+        activation_bits=scheme.activation_bits,
+        types=types,
+        source=parent.source.path if parent.source.path.is_dir() else None,
+        experts=model.experts,
+    )
+    with replacing(out) as temporary:
+        write_model(contents, encoder, temporary)
+        digest = hash_directory(temporary)
+        manifest = _manifest(parent, model, recipe, types, format)
+        manifest |= {
+            "recipe_hash": recipe_hash,
+            "content_hash": digest,
+            "storage": asdict(storage(temporary)),
+        }
+        write_json(temporary / MANIFEST, manifest)
+    return Artifact(out, digest, manifest)
+
+
+def _manifest(
+    parent: Any, model: QuantizedModel, recipe: dict[str, Any], types: StoredTypes, format: str
+) -> dict[str, Any]:
+    warnings = list(model.warnings)
+    if parent.source.kind == "gguf":
+        warnings.append(
+            f"The parent's values come from a GGUF file; unquantized tensors are stored as "
+            f"{str(types.main).removeprefix('torch.')}."
+        )
+    return {
+        "format_version": MANIFEST_VERSION,
+        "evalq_version": evalq.__version__,
+        "name": f"{parent.name}-{model.method}-{model.scheme}",
+        "parent": {"name": parent.name, "hash": parent.hash, "source": parent.source.kind},
+        "method": model.method,
+        "scheme": recipe["scheme"],
+        "format": format,
+        "options": recipe["options"],
+        "seed": model.seed,
+        "calibration": None if model.calibration is None else dict(model.calibration),
+        "warnings": warnings,
+        "layers": [asdict(report) for report in model.reports],
+        "seconds": model.seconds,
+    }

@@ -1,0 +1,123 @@
+"""Names of layers in a checkpoint, where the architecture's module has others.
+
+transformers 5 keeps the experts of a mixture stacked in one parameter and their checkpoints keep
+one matrix an expert and projection; other architectures rename on loading. The names of a
+checkpoint are what every loader reads, so artifacts are written with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalq.errors import QuantizationError
+from evalq.kernels.packing import QuantizedWeight
+
+__all__ = ["checkpoint_layers", "checkpoint_name"]
+
+
+def checkpoint_name(module: Any, layer: str) -> str:
+    """The name that checkpoints have for a linear layer of ``module``.
+
+    Args:
+        module: the transformers model.
+        layer: name of a submodule with a ``weight``.
+
+    Raises:
+        QuantizationError: no such layer, or one that checkpoints split or fuse with others.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    key = f"{layer}.weight"
+    state = module.state_dict()
+    if key not in state:
+        raise QuantizationError(f"the model has no layer {layer!r} to store")
+    reverted = list(revert_weight_conversion(module, {key: state[key].to("meta")}))
+    if len(reverted) != 1 or not reverted[0].endswith(".weight"):
+        raise QuantizationError(
+            f"{layer} is stored as {len(reverted)} tensors in this architecture's checkpoints and "
+            "cannot be quantized as one",
+            hint="Name it in the option 'skip' to leave it as it is.",
+        )
+    return str(reverted[0]).removesuffix(".weight")
+
+
+def checkpoint_layers(
+    module: Any, layers: Mapping[str, QuantizedWeight], experts: Sequence[str]
+) -> tuple[dict[str, QuantizedWeight], set[str]]:
+    """Quantized layers under the names of the checkpoint.
+
+    Args:
+        module: the transformers model.
+        layers: by module name; the experts of ``experts`` as ``<name>.<expert>.<parameter>``.
+        experts: modules whose stacked parameters were quantized expert by expert.
+
+    Returns:
+        The layers by checkpoint name, and the names in the module's state dict that they stand for.
+
+    Raises:
+        QuantizationError: a layer that the model does not have, or that its checkpoints store in a
+            way that no quantized matrix fits.
+    """
+    stacked = {
+        f"{home}.{name}": parameter
+        for home in experts
+        for name, parameter in module.get_submodule(home).named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
+    found: dict[str, QuantizedWeight] = {}
+    covered: set[str] = set()
+    of_experts = {f"{home}." for home in experts}
+    for layer, weight in layers.items():
+        if not any(layer.startswith(home) for home in of_experts):
+            found[checkpoint_name(module, layer)] = weight
+            covered.add(f"{layer}.weight")
+    if stacked:
+        found |= _expert_layers(module, layers, stacked)
+        covered |= set(stacked)
+    return found, covered
+
+
+def _expert_layers(
+    module: Any, layers: Mapping[str, QuantizedWeight], stacked: Mapping[str, Any]
+) -> dict[str, QuantizedWeight]:
+    """Which rows of which expert each matrix of the checkpoint holds, found by converting numbers.
+
+    Each stacked parameter ``[experts, out, in]`` is stood in for by its row numbers
+    ``[experts, out, 1]``; what transformers makes of them on saving says what goes where.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    markers: dict[str, Tensor] = {}
+    origins: list[tuple[str, int]] = []
+    start = 0
+    for key, parameter in stacked.items():
+        experts, rows = int(parameter.shape[0]), int(parameter.shape[1])
+        markers[key] = torch.arange(start, start + experts * rows).view(experts, rows, 1)
+        home, _, part = key.rpartition(".")
+        origins += [(f"{home}.{e}.{part}", row) for e in range(experts) for row in range(rows)]
+        start += experts * rows
+    found: dict[str, QuantizedWeight] = {}
+    for name, marker in revert_weight_conversion(module, markers).items():
+        sources = [origins[int(m)] for m in marker.flatten().tolist()]
+        layer = sources[0][0]
+        if marker.ndim != 2 or {source for source, _ in sources} != {layer}:
+            raise QuantizationError(
+                f"{name} is stored stacked in this architecture's checkpoints; no format of evalq "
+                "holds quantized experts that way",
+                hint="Name it in the option 'skip' to leave the experts as they are.",
+            )
+        if layer not in layers:
+            raise QuantizationError(f"{layer} was not quantized with the other experts")
+        rows_kept = torch.tensor([row for _, row in sources])
+        found[name.removesuffix(".weight")] = _rows(layers[layer], rows_kept)
+    return found
+
+
+def _rows(weight: QuantizedWeight, rows: Tensor) -> QuantizedWeight:
+    zeros = None if weight.zeros is None else weight.zeros[rows]
+    shape = (len(rows), weight.shape[1])
+    return QuantizedWeight(weight.codes[rows], weight.scales[rows], zeros, weight.scheme, shape)

@@ -1,0 +1,181 @@
+"""``evalq quantize``: one artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from evalq.artifacts.base import Artifact
+    from evalq.progress import Progress
+    from evalq.quantize.calibration import Calibration
+
+__all__ = ["command"]
+
+
+def _group_size(text: str) -> int | str:
+    from evalq.errors import PlanError
+
+    if text == "channel":
+        return text
+    try:
+        return int(text.removeprefix("g"))
+    except ValueError:
+        raise PlanError(
+            f"--group-size {text!r} is no number of columns",
+            hint="Use 32, 64 or 128, or 'channel' for one scale a row.",
+        ) from None
+
+
+def _option(text: str) -> tuple[str, Any]:
+    from evalq.errors import PlanError
+
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise PlanError(f"--option {text!r} is not of the form NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _calibration(
+    parent: Any, builtin: bool, plan: Any, seed: int, data_dir: str, progress: Progress
+) -> Calibration:
+    from evalq.quantize.calibration import calibration_from_texts
+    from evalq.texts import resolve_text
+
+    source = resolve_text(plan.source, "calibration", builtin, data_dir)
+    progress.note(f"calibrating on {plan.samples} x {plan.length} tokens of {source.name}")
+    texts = (document.text for document in source.documents)
+    return calibration_from_texts(
+        texts, parent.tokenizer, plan.samples, plan.length, seed, source.name
+    )
+
+
+def _bridge(progress: Progress) -> Any:
+    """A method's ``(layer, share done)`` as steps of a stage of a hundred."""
+    done = 0
+
+    def tell(layer: str, share: float) -> None:
+        nonlocal done
+        steps = int(100 * share) - done
+        done += steps
+        progress.advance(steps, layer)
+
+    return tell
+
+
+def _summary(artifact: Artifact) -> str:
+    manifest = artifact.manifest
+    stored = manifest["storage"]
+    state = "already there" if artifact.reused else f"made in {manifest['seconds']:.1f} s"
+    lines = [
+        f"{artifact.path}  ({state})",
+        f"  content {artifact.hash}",
+        f"  {stored['bytes_on_disk']:,} bytes, {stored['bits_per_weight']:.2f} bits a weight "
+        f"({stored['linear_bits_per_weight']:.2f} in quantized layers)",
+    ]
+    lines += [f"  warning: {warning}" for warning in manifest["warnings"]]
+    return "\n".join(lines)
+
+
+def command(
+    parent: Annotated[
+        str, typer.Argument(help="builtin, smollm2, a directory, a GGUF file or a hub name.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to make.")],
+    method: Annotated[str, typer.Option(help="How: see 'evalq list methods'.")] = "gptq",
+    bits: Annotated[int, typer.Option(help="2 to 8.")] = 4,
+    group_size: Annotated[
+        str, typer.Option(help="Columns that share a scale, or 'channel'.")
+    ] = "128",
+    asym: Annotated[bool, typer.Option("--asym", help="Store zero points too.")] = False,
+    activation_bits: Annotated[
+        int | None, typer.Option(help="8: int8 activations (with --bits 8, per channel).")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, an option of the method; repeat it.")
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(help="auto, a text or JSONL file, or suite:NAME.")
+    ] = "auto",
+    samples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens a window.")] = 512,
+    data_dir: Annotated[str, typer.Option(help="Local copies of datasets.")] = "",
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    artifact_format: Annotated[
+        str, typer.Option("--format", help="See 'evalq list formats'.")
+    ] = "compressed-tensors",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto by default.")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the parent.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Make one artifact of a parent: quantize it and write it, whole or not at all.
+
+    Example: evalq quantize smollm2 --method gptq --bits 4 --group-size 64 --out smol-w4
+    """
+    from evalq.cli._progress import terminal_progress
+    from evalq.plan import parse_plan
+
+    # The plan checks widths, sizes and calibration as it does for a run.
+    plan = parse_plan(
+        {
+            "parent": parent,
+            "variants": [
+                {
+                    "method": method,
+                    "bits": bits,
+                    "group_size": _group_size(group_size),
+                    "symmetric": not asym,
+                    "activation_bits": activation_bits,
+                    "options": dict(_option(text) for text in option or []),
+                }
+            ],
+            "calibration": {"source": calibration, "samples": samples, "length": length},
+            "engine": {"device": device, "trust_remote_code": trust_remote_code},
+            "data_dir": data_dir,
+            "seed": seed,
+        },
+        "evalq quantize",
+    )
+    variant = plan.variants[0]
+    from evalq.artifacts.api import FORMATS
+    from evalq.quantize.config import METHODS, check_scheme, resolve_options
+
+    chosen = METHODS.get(variant.method)
+    resolve_options(chosen, variant.options)
+    check_scheme(chosen, variant.scheme)
+    FORMATS.get(artifact_format)
+
+    from evalq.artifacts.make import make_artifact
+    from evalq.models.load import load_parent
+
+    with terminal_progress(quiet) as progress:
+        loaded = load_parent(plan.parent, plan.engine)
+        text = None
+        if chosen.needs_calibration:
+            builtin = plan.parent == "builtin"
+            text = _calibration(loaded, builtin, plan.calibration, seed, data_dir, progress)
+        progress.start(f"{method} {variant.scheme}", 100, "%")
+        artifact = make_artifact(
+            loaded,
+            variant.scheme,
+            method,
+            text,
+            variant.options,
+            seed,
+            out,
+            _bridge(progress),
+            artifact_format,
+        )
+    if json_output:
+        typer.echo(json.dumps({"path": str(out), **artifact.manifest}, indent=2))
+    else:
+        typer.echo(_summary(artifact))
