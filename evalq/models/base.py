@@ -29,6 +29,9 @@ class ModelSource:
         bytes: weight files on disk.
         bits: bits a parameter, all in: 8 * bytes of the stored tensors / parameters.
         parameters: of the model; tied ones counted once.
+        dtype: floating-point type that the weights are stored in, and what they are computed in on
+            an accelerator unless another is asked for (``"bfloat16"``); of a GGUF file what its
+            values are dequantized to.
         gridded: the weights already lie on a quantization grid (they come from a quantized file).
         demonstration: a model that shows what evalq does and is fit for nothing else.
     """
@@ -39,6 +42,7 @@ class ModelSource:
     bytes: int
     bits: float
     parameters: int
+    dtype: str = "float32"
     gridded: bool = False
     demonstration: bool = False
 
