@@ -20,7 +20,7 @@ from evalq.store import Journal, journal_key
 
 if TYPE_CHECKING:
     from evalq.models.base import Engine
-    from evalq.tasks import BuiltTask
+    from evalq.tasks.bridge import BuiltTask
 
 __all__ = ["answer_all", "check_supported", "evaluate", "stored_answers"]
 

@@ -24,14 +24,15 @@ from evalq.fidelity import ParentPass, compare_to_parent, cut_windows, run_paren
 from evalq.plan import EnginePlan, Plan, VariantPlan
 from evalq.progress import NullProgress, Progress
 from evalq.run.info import git_commit, machine, packages
+from evalq.run.make import calibration_for, check_methods, make_variant, open_variant
 from evalq.run.resolve import resolve_variants
 from evalq.schema import CostRecord, FidelityRecord, ItemRecord, content_hash
 from evalq.store import Journal, RunDirectory, read_table, write_table
 
 if TYPE_CHECKING:
-    from evalq.artifacts import Artifact
+    from evalq.artifacts.base import Artifact
     from evalq.models.base import Engine, LoadedModel
-    from evalq.tasks import BuiltTask
+    from evalq.tasks.bridge import BuiltTask
 
 __all__ = ["CONTROL", "PARENT", "run_plan"]
 
@@ -70,6 +71,7 @@ def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") ->
     Raises:
         EvalqError: bad input, named; what was stored before stays.
     """
+    check_methods(plan)
     directory = RunDirectory(Path(plan.out))
     _check_directory(directory, plan)
     directory.lock()
@@ -134,7 +136,7 @@ def _measure(session: _Session) -> None:
     import torch
 
     from evalq.models.load import load_parent
-    from evalq.tasks import build
+    from evalq.tasks.bridge import build
 
     plan = session.plan
     if plan.engine.threads:
@@ -183,7 +185,7 @@ def _parent_info(parent: LoadedModel) -> dict[str, Any]:
         "parameters": source.parameters,
         "bytes": source.bytes,
         "bits_per_weight": source.bits,
-        "dtype": str(parent.module.config.dtype or parent.dtype).removeprefix("torch."),
+        "dtype": source.dtype,
         "gridded": source.gridded,
         "demonstration": source.demonstration,
     }
@@ -201,7 +203,7 @@ def _suite_info(tasks: Sequence[BuiltTask]) -> list[dict[str, Any]]:
                 "slice": task.slice,
                 "metric": task.metric,
                 "filter": task.filter,
-                "items": task.items,
+                "items": len(task.items),
             }
         )
     return list(suites.values())
@@ -232,18 +234,26 @@ def _with_parent(session: _Session, parent: LoadedModel) -> list[_Made]:
         )
         session.parent_pass = run_parent(parent, source.name, windows, session.progress)
         session.info["fidelity"]["kept"] = session.parent_pass.mode
-    return [_Made(v, _artifact(session, parent, v)) for v in plan.variants]
+    return _artifacts(session, parent)
 
 
-def _artifact(session: _Session, parent: LoadedModel, variant: VariantPlan) -> Artifact:
-    from evalq.artifacts import open_artifact
-    from evalq.run.make import make_variant
+def _artifacts(session: _Session, parent: LoadedModel) -> list[_Made]:
+    from evalq.quantize.config import METHODS
 
-    if variant.artifact:
-        return open_artifact(Path(variant.artifact))
-    return make_variant(
-        parent, variant, session.plan, session.directory.artifacts / variant.label, session.progress
-    )
+    plan = session.plan
+    calibration = None
+    if any(v.method and METHODS.get(v.method).needs_calibration for v in plan.variants):
+        calibration = calibration_for(plan, parent.tokenizer, parent.source.demonstration)
+    made = []
+    for variant in plan.variants:
+        if variant.artifact:
+            made.append(_Made(variant, open_variant(Path(variant.artifact))))
+            continue
+        needed = calibration if METHODS.get(variant.method).needs_calibration else None
+        folder = session.directory.artifacts
+        artifact = make_variant(parent, variant, needed, plan.seed, folder, session.progress)
+        made.append(_Made(variant, artifact))
+    return made
 
 
 def _fidelity_of(session: _Session, label: str, key: str, model: LoadedModel) -> None:
@@ -311,7 +321,7 @@ def _half(plan: Plan) -> int:
 
 def _parent_row(parent: LoadedModel) -> dict[str, Any]:
     source = parent.source
-    dtype = str(parent.module.config.dtype or parent.dtype).removeprefix("torch.")
+    dtype = source.dtype
     return {
         "name": PARENT,
         "hash": parent.hash,
@@ -334,15 +344,16 @@ def _parent_row(parent: LoadedModel) -> dict[str, Any]:
 def _variant_row(made: _Made, model: LoadedModel) -> dict[str, Any]:
     artifact, plan = made.artifact, made.plan
     manifest = artifact.manifest
+    scheme = manifest.get("scheme") or {}
     return {
         "name": plan.label,
         "hash": artifact.hash,
         "kind": "made" if plan.method else "artifact",
         "method": manifest.get("method", ""),
-        "scheme": manifest.get("scheme", ""),
-        "bits": manifest.get("bits"),
-        "group_size": manifest.get("group_size"),
-        "symmetric": manifest.get("symmetric"),
+        "scheme": scheme.get("text", ""),
+        "bits": scheme.get("bits"),
+        "group_size": scheme.get("group_size"),
+        "symmetric": scheme.get("symmetric"),
         "path": str(artifact.path),
         "bytes": model.source.bytes,
         "bits_per_weight": model.source.bits,
@@ -363,7 +374,7 @@ def _with_costs(
     """Time all variants in turn, and store costs.parquet."""
     import psutil
 
-    from evalq.artifacts import storage
+    from evalq.artifacts.api import storage
     from evalq.models.load import load_artifact, load_parent
 
     if session.directory.costs.exists():
