@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, bdtrc, chdtrc, gammaln, ndtri, stdtr
+from scipy.special import betainc, chdtrc, gammaln, ndtri, stdtr
 
 from evalq.errors import StatisticsError
 from evalq.stats._check import finite_vector, flip_counts, inside
@@ -182,7 +182,7 @@ def mcnemar_worse(lost: ArrayLike, gained: ArrayLike) -> Floats:
     0.03125
     """
     b, c, _ = flip_counts(lost, gained, _many(lost, gained))
-    return np.where(b > 0, bdtrc(b - 1, b + c, 0.5), 1.0)
+    return np.where(b > 0, betainc(np.maximum(b, 1), c + 1, 0.5), 1.0)
 
 
 def mcnemar_exact(lost: ArrayLike, gained: ArrayLike) -> Floats:
@@ -192,7 +192,7 @@ def mcnemar_exact(lost: ArrayLike, gained: ArrayLike) -> Floats:
     0.0703
     """
     b, c, _ = flip_counts(lost, gained, _many(lost, gained))
-    return np.minimum(1.0, 2 * bdtr(np.minimum(b, c), b + c, 0.5))
+    return np.minimum(1.0, 2 * _cdf(np.minimum(b, c), np.maximum(b, c)))
 
 
 def mcnemar_midp(lost: ArrayLike, gained: ArrayLike) -> Floats:
@@ -204,7 +204,12 @@ def mcnemar_midp(lost: ArrayLike, gained: ArrayLike) -> Floats:
     b, c, _ = flip_counts(lost, gained, _many(lost, gained))
     k, m = np.minimum(b, c), b + c
     pmf = np.exp(gammaln(m + 1) - gammaln(k + 1) - gammaln(m - k + 1) - m * math.log(2))
-    return np.where(b == c, 1.0, np.clip(2 * bdtr(k, m, 0.5) - pmf, 0.0, 1.0))
+    return np.where(b == c, 1.0, np.clip(2 * _cdf(k, m - k) - pmf, 0.0, 1.0))
+
+
+def _cdf(few: Floats, many: Floats) -> Floats:
+    """P(Bin(few + many, 1/2) <= few)."""
+    return np.where(many > 0, betainc(np.maximum(many, 1), few + 1, 0.5), 1.0)
 
 
 def _many(lost: ArrayLike, gained: ArrayLike) -> Floats:
