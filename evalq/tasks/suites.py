@@ -176,7 +176,9 @@ def _read(path: Path) -> Suite:
 
 def _explain(error: ValidationError, path: Path) -> PlanError:
     """The first fault, with the entry it is in and the nearest known key."""
-    fault = error.errors()[0]
+    faults = error.errors()
+    # A misspelt key also leaves a key missing; the misspelling is the one to name.
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     location = fault["loc"]
     where = ".".join(str(part) for part in location)
     if fault["type"] == "extra_forbidden":
