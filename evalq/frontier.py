@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from evalq import stats
 from evalq.compare.pairs import pair
@@ -24,9 +23,10 @@ __all__ = [
     "Frontier",
     "Point",
     "Recommendation",
-    "cost_table",
+    "VariantCost",
     "frontier",
     "recommend",
+    "variant_costs",
 ]
 
 Axis = Literal["bytes", "decode", "prefill"]
@@ -78,6 +78,28 @@ class Frontier:
 
 
 @dataclass(frozen=True)
+class VariantCost:
+    """What one variant takes; ``None`` is not measured.
+
+    Args:
+        bytes: on disk.
+        bits_per_weight: all in.
+        peak_memory_bytes: the highest over the repeats.
+        prefill, decode: tokens/s, the median over the repeats.
+        execution: as in ``schema.CostRecord``; ``""`` when unknown.
+    """
+
+    variant: str
+    bytes: float | None
+    bits_per_weight: float | None
+    peak_memory_bytes: float | None
+    prefill: float | None
+    decode: float | None
+    execution: str
+    repeats: int
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One variant before the margins of the plan.
 
@@ -114,53 +136,56 @@ class Recommendation:
     candidates: tuple[Candidate, ...]
 
 
-def cost_table(run: Run) -> pd.DataFrame:
-    """One row a variant, in the run's order, indexed by label.
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and np.isfinite(value) else None
 
-    Columns: ``bytes``, ``bits_per_weight`` (from run.json where costs were not measured),
-    ``peak_memory_bytes``, ``prefill`` and ``decode`` (tokens/s, median over the repeats),
-    ``execution`` (also ``""`` when unknown), ``repeats``.
+
+def variant_costs(run: Run) -> dict[str, VariantCost]:
+    """What every variant takes, in the run's order.
+
+    Sizes come from run.json where costs were not measured.
     """
-    rows = []
+    out = {}
     for name in run.variants:
         entry = run.variant_info(name)
         mine = run.costs[run.costs["variant"] == name]
-        measured = not mine.empty
-        rows.append(
-            {
-                "variant": name,
-                "bytes": mine["bytes_on_disk"].iloc[0] if measured else entry.get("bytes"),
-                "bits_per_weight": (
-                    mine["bits_per_weight"].iloc[0] if measured else entry.get("bits_per_weight")
-                ),
-                "peak_memory_bytes": mine["peak_memory_bytes"].max() if measured else None,
-                "prefill": mine["prefill_tokens_per_second"].median() if measured else None,
-                "decode": mine["decode_tokens_per_second"].median() if measured else None,
-                "execution": str(
-                    mine["execution"].iloc[0] if measured else entry.get("execution") or ""
-                ),
-                "repeats": len(mine),
-            }
+        if mine.empty:
+            out[name] = VariantCost(
+                variant=name,
+                bytes=_finite(entry.get("bytes")),
+                bits_per_weight=_finite(entry.get("bits_per_weight")),
+                peak_memory_bytes=None,
+                prefill=None,
+                decode=None,
+                execution=str(entry.get("execution") or ""),
+                repeats=0,
+            )
+            continue
+        first = mine.iloc[0]
+        out[name] = VariantCost(
+            variant=name,
+            bytes=_finite(float(first["bytes_on_disk"])),
+            bits_per_weight=_finite(float(first["bits_per_weight"])),
+            peak_memory_bytes=_finite(float(mine["peak_memory_bytes"].max())),
+            prefill=_finite(float(mine["prefill_tokens_per_second"].median())),
+            decode=_finite(float(mine["decode_tokens_per_second"].median())),
+            execution=str(first["execution"]),
+            repeats=len(mine),
         )
-    table = pd.DataFrame(rows).set_index("variant")
-    numbers = ["bytes", "bits_per_weight", "peak_memory_bytes", "prefill", "decode"]
-    table[numbers] = table[numbers].astype(float)
-    return table
+    return out
 
 
 def _axis_costs(run: Run, axis: Axis) -> tuple[dict[str, float], dict[str, str]]:
     """Costs on the axis' own scale, and why the others have none."""
-    table = cost_table(run)
     costs: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    for name in run.variants:
-        value = float(table.loc[name, axis])  # type: ignore[arg-type]
-        execution = str(table.loc[name, "execution"])
+    for name, cost in variant_costs(run).items():
+        value = {"bytes": cost.bytes, "decode": cost.decode, "prefill": cost.prefill}[axis]
         if name not in run.measured:
             left_out[name] = "it has no item records"
-        elif not np.isfinite(value) or value <= 0:
+        elif value is None or value <= 0:
             left_out[name] = f"its {AXES[axis]} were not measured"
-        elif axis != "bytes" and execution == "dequantized":
+        elif axis != "bytes" and cost.execution == "dequantized":
             left_out[name] = "it ran dequantized, so its speed is not its format's"
         else:
             costs[name] = value
@@ -259,24 +284,24 @@ def recommend(
         ComparisonError: a comparison with another baseline.
     """
     plan = plan or run.recommend
-    table = cost_table(run)
-    parent_bytes = float(table.loc[run.parent, "bytes"])  # type: ignore[arg-type]
+    costs = variant_costs(run)
+    parent_bytes = costs[run.parent].bytes
     candidates = []
     for comparison in comparisons:
         if comparison.baseline != run.parent:
             raise ComparisonError(
                 f"a recommendation is against the parent, not {comparison.baseline!r}"
             )
-        size = float(table.loc[comparison.variant, "bytes"])  # type: ignore[arg-type]
-        if comparison.variant != run.parent and np.isfinite(size):
+        size = costs[comparison.variant].bytes
+        if comparison.variant != run.parent and size is not None:
             candidates.append(_candidate(comparison, int(size), plan))
-    if np.isfinite(parent_bytes):
+    if parent_bytes is not None:
         candidates.append(Candidate(run.parent, int(parent_bytes), True, 0.0, (), ()))
     candidates.sort(key=lambda c: (c.bytes, c.variant))
     qualified = [c for c in candidates if c.qualifies]
     chosen = _best_of_size(qualified, qualified[0].bytes) if qualified else None
     name = chosen.variant if chosen else run.parent
-    saving = 1 - chosen.bytes / parent_bytes if chosen and np.isfinite(parent_bytes) else 0.0
+    saving = 1 - chosen.bytes / parent_bytes if chosen and parent_bytes else 0.0
     why = _why(run, name, candidates, {c.variant: c for c in comparisons}, plan)
     return Recommendation(name, why, saving, tuple(candidates))
 

@@ -149,10 +149,9 @@ def _combine(frame: pd.DataFrame, columns: tuple[str, ...]) -> npt.NDArray[np.in
 
 def _frame(path: Path, record: type, needed: bool) -> pd.DataFrame:
     """A table as a frame; empty where the file is missing and not needed."""
-    if path.exists() or needed:
-        frame = read_table(path, record).to_pandas()
-    else:
-        frame = record_schema(record).empty_table().to_pandas()
+    present = path.exists() or needed
+    table = read_table(path, record) if present else record_schema(record).empty_table()
+    frame: pd.DataFrame = table.to_pandas()
     for name in _CATEGORIES:
         if name in frame:
             frame[name] = frame[name].astype("category")

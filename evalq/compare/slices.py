@@ -216,11 +216,11 @@ def _slice(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) -> Sli
 
 
 def _with_holm(results: Mapping[str, SliceResult]) -> dict[str, SliceResult]:
-    tested = [n for n, r in results.items() if r.leaf and r.p_worse is not None]
-    adjusted = stats.holm([results[n].p_worse for n in tested]) if tested else []
+    tested = {n: r.p_worse for n, r in results.items() if r.leaf and r.p_worse is not None}
     out = dict(results)
-    for name, p in zip(tested, adjusted, strict=True):
-        out[name] = replace(out[name], p_holm=float(p))
+    if tested:
+        for name, p in zip(tested, stats.holm(list(tested.values())), strict=True):
+            out[name] = replace(out[name], p_holm=float(p))
     return out
 
 

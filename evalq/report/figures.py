@@ -24,7 +24,7 @@ __all__ = ["FIGURES", "Figure", "save_figures"]
 Figure = Literal["frontier", "heatmap", "cliff", "fidelity"]
 FIGURES: tuple[Figure, ...] = ("frontier", "heatmap", "cliff", "fidelity")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
@@ -21,9 +21,10 @@ from evalq.frontier import (
     Axis,
     Frontier,
     Recommendation,
-    cost_table,
+    VariantCost,
     frontier,
     recommend,
+    variant_costs,
 )
 from evalq.report.palette import Tier, tier_of
 
@@ -68,7 +69,7 @@ class ReportData:
     control: FidelityResult | None
     frontiers: Mapping[Axis, Frontier]
     recommendation: Recommendation
-    costs: pd.DataFrame
+    costs: Mapping[str, VariantCost]
     uneven: tuple[Unevenness, ...]
     warnings: tuple[str, ...]
 
@@ -90,7 +91,7 @@ class ReportData:
     @property
     def dequantized(self) -> tuple[str, ...]:
         """Variants whose speed is not their format's."""
-        return tuple(str(v) for v in self.costs.index[self.costs["execution"] == "dequantized"])
+        return tuple(n for n, c in self.costs.items() if c.execution == "dequantized")
 
 
 def _unevenness(comparison: Comparison, min_items: int) -> Unevenness | None:
@@ -161,7 +162,7 @@ def collect(run: Run, resamples: int = 2000) -> ReportData:
         control=fidelity_result(run, run.control),
         frontiers={axis: frontier(run, axis, resamples) for axis in AXES},
         recommendation=recommend(run, others),
-        costs=cost_table(run),
+        costs=variant_costs(run),
         uneven=tuple(uneven),
         warnings=tuple(warnings),
     )
@@ -198,8 +199,8 @@ def _slice_row(variant: str, result: SliceResult) -> dict[str, object]:
 
 def _variant_row(data: ReportData, name: str) -> dict[str, object]:
     entry = data.run.variant_info(name)
-    cost = data.costs.loc[name]
-    parent_bytes = data.costs.loc[data.run.parent, "bytes"]
+    cost = data.costs[name]
+    parent_bytes = data.costs[data.run.parent].bytes
     comparison = data.comparisons.get(name)
     overall = comparison.overall if comparison else None
     point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
@@ -212,9 +213,9 @@ def _variant_row(data: ReportData, name: str) -> dict[str, object]:
         "scheme": entry.get("scheme") or "",
         "bits": entry.get("bits"),
         "group_size": entry.get("group_size"),
-        "bits_per_weight": cost["bits_per_weight"],
-        "bytes": cost["bytes"],
-        "saving": 1 - cost["bytes"] / parent_bytes,
+        "bits_per_weight": cost.bits_per_weight,
+        "bytes": cost.bytes,
+        "saving": 1 - cost.bytes / parent_bytes if cost.bytes and parent_bytes else None,
         "accuracy": overall.accuracy if overall else None,
         "delta": overall.delta if overall else None,
         **_ends("ci", overall.ci if overall else None),
@@ -286,7 +287,7 @@ def tables(data: ReportData) -> dict[str, pd.DataFrame]:
         "perplexity": pd.DataFrame(perplexity),
         "frontier": pd.DataFrame(points),
         "fidelity": pd.DataFrame([_fidelity_row(f) for f in every]),
-        "costs": data.costs.reset_index(),
+        "costs": pd.DataFrame([asdict(c) for c in data.costs.values()]),
     }
     if len(data.run.fidelity):
         out["kl_by_slice"] = kl_by_slice(data.run).reset_index()

@@ -25,7 +25,7 @@ from evalq.report.charts import cliff_panels, cost_text, frontier_chart, kl_char
 from evalq.report.flips import FlipPack
 from evalq.report.frames import ReportData
 from evalq.report.palette import TIERS
-from evalq.report.text import bytes_text, clip, interval_text, p_text, pp, visible
+from evalq.report.text import bytes_text, clip, interval_text, p_text, pp, speed_text, visible
 from evalq.report.words import banners, headline, limits, unevenness_text
 
 __all__ = ["json_block", "page"]
@@ -117,7 +117,7 @@ def variant_rows(data: ReportData) -> list[dict[str, Any]]:
     out = []
     reasons = {c.variant: c for c in data.recommendation.candidates}
     for index, name in enumerate(data.run.variants):
-        cost = data.costs.loc[name]
+        cost = data.costs[name]
         comparison = data.comparisons.get(name)
         overall = comparison.overall if comparison else None
         worst = comparison.worst(data.run.recommend.min_items) if comparison else None
@@ -125,15 +125,15 @@ def variant_rows(data: ReportData) -> list[dict[str, Any]]:
         point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
         is_parent = name == data.run.parent
         candidate = reasons.get(name)
-        bits = cost["bits_per_weight"]
+        bits = cost.bits_per_weight
         out.append(
             {
                 "index": index,
                 "name": visible(name),
                 "tier": data.tier(name),
                 "recommended": name == data.recommendation.variant,
-                "bytes": bytes_text(cost["bytes"]),
-                "bits": f"{bits:.2f}" if math.isfinite(bits) else "–",
+                "bytes": bytes_text(cost.bytes),
+                "bits": "–" if bits is None else f"{bits:.2f}",
                 "accuracy": f"{100 * overall.accuracy:.1f} %" if overall else "–",
                 "delta": pp(overall.delta) if overall and not is_parent else "–",
                 "ci": interval_text(overall.ci) if overall and not is_parent else "",
@@ -177,19 +177,17 @@ def cost_rows(data: ReportData) -> list[dict[str, Any]]:
     """The table of costs."""
     out = []
     for name in data.run.variants:
-        cost = data.costs.loc[name]
-        speeds = {
-            k: f"{cost[k]:,.0f}" if math.isfinite(cost[k]) else "–" for k in ("prefill", "decode")
-        }
+        cost = data.costs[name]
         out.append(
             {
                 "name": visible(name),
                 "tier": data.tier(name).key,
-                "bytes": bytes_text(cost["bytes"]),
-                "memory": bytes_text(cost["peak_memory_bytes"]),
-                "execution": visible(str(cost["execution"])) or "–",
-                "own": cost["execution"] != "dequantized",
-                **speeds,
+                "bytes": bytes_text(cost.bytes),
+                "memory": bytes_text(cost.peak_memory_bytes),
+                "execution": visible(str(cost.execution)) or "–",
+                "own": cost.execution != "dequantized",
+                "prefill": speed_text(cost.prefill),
+                "decode": speed_text(cost.decode),
             }
         )
     return out
@@ -295,7 +293,7 @@ def _cards(data: ReportData) -> Sequence[dict[str, str]]:
     overall = comparison.overall if comparison else None
     worst = comparison.worst(data.run.recommend.min_items) if comparison else None
     is_parent = chosen == data.run.parent
-    size = bytes_text(data.costs.loc[chosen, "bytes"])  # type: ignore[arg-type]
+    size = bytes_text(data.costs[chosen].bytes)
     saving = data.recommendation.saving
     cards = [
         {"label": "Recommended", "value": visible(chosen), "note": data.tier(chosen).name},

@@ -17,7 +17,7 @@ from evalq.report.summary import markdown, summary
 from evalq.report.text import csv_safe
 from evalq.store.files import RunDirectory, atomic_write
 
-__all__ = ["render"]
+__all__ = ["csv_text", "render", "write_csv"]
 
 CSV_FLIPS = 20_000
 """Flips in ``flips.csv``; ``flips.parquet`` has all."""
@@ -30,12 +30,22 @@ def _write(path: Path, text: str) -> None:
 
 def csv_text(frame: pd.DataFrame) -> str:
     """A table as CSV, with texts that a spreadsheet would run defused."""
-    out = frame.copy()
-    out.columns = pd.Index([str(csv_safe(str(c))) for c in out.columns])
-    for name in out.columns:
-        if not pd.api.types.is_numeric_dtype(out[name]):
-            out[name] = [csv_safe(v) for v in out[name].astype(object)]
-    return out.to_csv(index=False, lineterminator="\n")
+    columns = {}
+    for name in frame.columns:
+        values = frame[name]
+        if not pd.api.types.is_numeric_dtype(values):
+            values = pd.Series([csv_safe(v) for v in values.astype(object)], dtype=object)
+        columns[str(csv_safe(str(name)))] = values.to_numpy()
+    return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n")
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as CSV that no spreadsheet runs.
+
+    Raises:
+        StoreError: the disk is full or cannot be written.
+    """
+    _write(path, csv_text(frame))
 
 
 def render(run: Path, figures: Sequence[Figure] = FIGURES) -> Path:
@@ -57,10 +67,10 @@ def render(run: Path, figures: Sequence[Figure] = FIGURES) -> Path:
     out = RunDirectory(opened.path).report
     flips = flips_of(data.comparisons, opened.parent)
     for name, frame in tables(data).items():
-        _write(out / "tables" / f"{name}.csv", csv_text(frame))
+        write_csv(out / "tables" / f"{name}.csv", frame)
     if len(flips):
         whole = with_texts(opened, flips)
-        _write(out / "tables" / "flips.csv", csv_text(whole.head(CSV_FLIPS)))
+        write_csv(out / "tables" / "flips.csv", whole.head(CSV_FLIPS))
         with atomic_write(out / "tables" / "flips.parquet") as stream:
             whole.to_parquet(stream, index=False)
         del whole

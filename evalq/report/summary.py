@@ -42,21 +42,22 @@ def _scores(comparison: Comparison | None, is_parent: bool) -> dict[str, Any]:
 
 def _variant(data: ReportData, name: str) -> dict[str, Any]:
     entry = data.run.variant_info(name)
-    cost = data.costs.loc[name]
+    cost = data.costs[name]
     point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
     fidelity = data.fidelity.get(name)
+    own_speed = cost.execution != "dequantized"
     return {
         "name": name,
         "hash": entry.get("hash"),
         "method": entry.get("method") or None,
         "bits": entry.get("bits"),
         "group_size": entry.get("group_size"),
-        "bits_per_weight": _number(cost["bits_per_weight"]),
-        "bytes": _whole(cost["bytes"]),
-        "peak_memory_bytes": _whole(cost["peak_memory_bytes"]),
+        "bits_per_weight": _number(cost.bits_per_weight),
+        "bytes": _whole(cost.bytes),
+        "peak_memory_bytes": _whole(cost.peak_memory_bytes),
         "tokens_per_second": {
-            "prefill": _number(cost["prefill"]),
-            "decode": _number(cost["decode"]),
+            "prefill": _number(cost.prefill) if own_speed else None,
+            "decode": _number(cost.decode) if own_speed else None,
         },
         **_scores(data.comparisons.get(name), name == data.run.parent),
         "fidelity": None if fidelity is None else fidelity.summary(),
@@ -71,18 +72,19 @@ def summary(data: ReportData) -> dict[str, Any]:
     """The content of ``summary.json``, as ``shared/docs/design.md`` has it.
 
     Accuracies and their differences are in [0, 1], sizes in bytes, KL in nats a token. What was not
-    measured is ``null``; the parent against itself has a delta of 0 by identity.
+    measured is ``null``, and so is the speed of a variant that ran dequantized (costs.csv has it,
+    labelled); the parent against itself has a delta of 0 by identity.
     """
     info = data.run.info
-    parent = data.costs.loc[data.run.parent]
+    parent = data.costs[data.run.parent]
     return {
         "format_version": FORMAT_VERSION,
         "run": info["name"],
         "parent": {
             "name": info["parent"].get("name"),
             "hash": info["parent"].get("hash"),
-            "bits_per_weight": _number(parent["bits_per_weight"]),
-            "bytes": _whole(parent["bytes"]),
+            "bits_per_weight": _number(parent.bits_per_weight),
+            "bytes": _whole(parent.bytes),
         },
         "machine": info.get("machine"),
         "suites": info.get("suites"),
@@ -103,18 +105,18 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _variant_cells(data: ReportData, name: str) -> list[str]:
-    cost = data.costs.loc[name]
+    cost = data.costs[name]
     comparison: Comparison | None = data.comparisons.get(name)
     overall = comparison.overall if comparison else None
     worst = comparison.worst(data.run.recommend.min_items) if comparison else None
     fidelity = data.fidelity.get(name)
     is_parent = name == data.run.parent
     shown = f"**{markdown_safe(name)}**" if name == data.recommendation.variant else None
-    bits = cost["bits_per_weight"]
+    bits = cost.bits_per_weight
     return [
         shown or markdown_safe(name),
-        bytes_text(cost["bytes"]),
-        f"{bits:.2f}" if math.isfinite(bits) else "–",
+        bytes_text(cost.bytes),
+        "–" if bits is None else f"{bits:.2f}",
         f"{100 * overall.accuracy:.1f} %" if overall else "–",
         f"{pp(overall.delta)} ({interval_text(overall.ci)})" if overall and not is_parent else "–",
         f"{markdown_safe(worst.slice)} {pp(worst.delta)}" if worst and not is_parent else "–",

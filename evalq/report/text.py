@@ -17,6 +17,7 @@ __all__ = [
     "markdown_safe",
     "p_text",
     "pp",
+    "speed_text",
     "visible",
 ]
 
@@ -122,3 +123,10 @@ def bytes_text(value: float | None) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def speed_text(value: float | None) -> str:
+    """Tokens a second, without the unit."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from evalq.report.frames import ReportData
 from evalq.report.text import bytes_text, interval_text, pp
 
@@ -14,7 +12,7 @@ def headline(data: ReportData) -> str:
     """The verdict in one sentence."""
     name = data.recommendation.variant
     comparison = data.comparisons.get(name)
-    size = bytes_text(data.costs.loc[name, "bytes"])  # type: ignore[arg-type]
+    size = bytes_text(data.costs[name].bytes)
     if name == data.run.parent or comparison is None or comparison.overall is None:
         return (
             f"Ship the parent ({size}): no smaller variant is shown to keep its quality within "
@@ -107,6 +105,6 @@ def limits(data: ReportData) -> list[str]:
         out.append("There is no negative control: how much of the KL is numerical noise is open.")
     if not data.fidelity:
         out.append("Fidelity (KL, top-1 agreement, perplexity ratio) was not measured.")
-    if all(math.isnan(v) for v in data.costs["decode"]):
+    if all(c.decode is None for c in data.costs.values()):
         out.append("Speed and memory were not measured.")
     return out
