@@ -266,6 +266,10 @@ def _build(
 ) -> PreTrainedModel:
     """A transformers model from a directory, or from a configuration and tensors."""
     auto: Any = AutoModelForCausalLM
+    if path is None:
+        # The auto class wants a path to look for remote code at; the model's own class does not.
+        with torch.device("meta"):
+            auto = type(auto.from_config(config, trust_remote_code=engine.trust_remote_code))
     loaded = auto.from_pretrained(
         path,
         config=config,
