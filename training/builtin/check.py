@@ -94,10 +94,6 @@ def report(problems: Sequence[Problem], hits: dict[int, list[bool]]) -> None:
     for i, problem in enumerate(problems):
         rows[problem.slice].append(i)
         kind = problem.key.split("/")[-1] if problem.slice.startswith("multi") else ""
-        if problem.slice == "reasoning/swaps":
-            kind = "follow" if "Follow" in problem.prompt else "direct"
-        if problem.slice == "math/products":
-            kind = ""
         label = f"{problem.slice} {kind} {problem.level or ''}".strip()
         if label != problem.slice:
             rows[f"  {label}"].append(i)

@@ -69,12 +69,21 @@ def held_out(key: str) -> bool:
 
 
 def products(rng: random.Random) -> Problem:
-    """A three-digit by a two-digit number by partial products."""
-    a, b = rng.randint(101, 999), rng.randint(11, 99)
-    tens, ones = a * (b // 10) * 10, a * (b % 10)
+    """A three-digit by a two-digit or a three-digit number, by partial products."""
+    a = rng.randint(101, 999)
+    if rng.random() < 0.5:
+        b = rng.randint(11, 99)
+        tens, ones = a * (b // 10) * 10, a * (b % 10)
+        steps, name, level = f"{tens} + {ones}", "short", 1
+    else:
+        b = rng.randint(101, 999)
+        hundreds, tens, ones = a * (b // 100) * 100, a * (b // 10 % 10) * 10, a * (b % 10)
+        steps = f"{hundreds} + {tens} + {ones} = {hundreds + tens} + {ones}"
+        name, level = "long", 2
     target = str(a * b)
-    steps = f"{tens} + {ones} = {target}"
-    return Problem("math/products", f"{a}*{b}", f"{a} * {b} =", steps, target, 1)
+    answer = f"{steps} = {target}"
+    key = f"{max(a, b)}*{min(a, b)}"
+    return Problem(f"math/products/{name}", key, f"{a} * {b} =", answer, target, level)
 
 
 def chains(rng: random.Random) -> Problem:
@@ -136,8 +145,8 @@ def stories(rng: random.Random) -> Problem:
 
 
 def ordering(rng: random.Random) -> Problem:
-    """Three to eight people in a row, given as shuffled comparisons of neighbours."""
-    size = rng.randint(3, 8)
+    """Three to six people in a row, given as shuffled comparisons of neighbours."""
+    size = rng.choices((3, 4, 5, 6), weights=(4, 4, 3, 2))[0]
     row = rng.sample(PEOPLE, size)
     more, less, most = rng.choice(COMPARISONS)
     pairs = list(itertools.pairwise(row))
@@ -152,30 +161,24 @@ def ordering(rng: random.Random) -> Problem:
 
 
 def swaps(rng: random.Random) -> Problem:
-    """Three to five people swap coloured balls; who ends with one of them?
+    """Three to six boxes swap their balls in pairs; in which box does one colour end?
 
-    Half of the lines follow the ball through its holders, the other half answer at once.
+    The answer goes through the swaps: each pair, and the box that holds the colour after it.
     """
-    people = rng.sample(PEOPLE, rng.randint(3, 5))
-    colours = rng.sample(COLOURS, len(people))
-    holder = dict(zip(colours, people, strict=True))
-    text = ", ".join(f"{p} has {c}" for p, c in zip(people, colours, strict=True)) + "."
+    boxes = "ABCDEF"[: rng.randint(3, 6)]
+    colours = rng.sample(COLOURS, len(boxes))
     wanted = rng.choice(colours)
-    track = [holder[wanted]]
-    count = rng.randint(1, 8)
+    place = boxes[colours.index(wanted)]
+    pairs, track = [], [place]
+    count = rng.randint(2, 9)
     for _ in range(count):
-        a, b = rng.sample(people, 2)
-        text += f" {a} and {b} swap."
-        for colour, person in holder.items():
-            if person in (a, b):
-                holder[colour] = b if person == a else a
-        track.append(holder[wanted])
-    key = f"{text} {wanted}"
-    if rng.random() < 0.5:
-        prompt, answer = f"{text} Follow {wanted}:", ", ".join(track)
-    else:
-        prompt, answer = f"{text} Who has {wanted}?", track[-1]
-    return Problem("reasoning/swaps", key, prompt, answer, track[-1], count)
+        a, b = rng.sample(boxes, 2)
+        place = b if place == a else a if place == b else place
+        pairs.append(f"{a}{b}")
+        track.append(f"{a}{b} {place}")
+    held = ", ".join(f"{box} {colour}" for box, colour in zip(boxes, colours, strict=True))
+    prompt = f"Boxes: {held}. Swap {', '.join(pairs)}. Follow {wanted}:"
+    return Problem("reasoning/swaps", prompt, prompt, ", ".join(track), place, count)
 
 
 def expression(rng: random.Random, operators: int) -> tuple[str, bool]:
