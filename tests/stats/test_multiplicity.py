@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from evalq import stats
 from evalq.errors import StatisticsError
@@ -22,6 +23,16 @@ def test_benjamini_hochberg_1995() -> None:
          0.5719, 0.6528, 0.7590, 1.0]  # fmt: skip
     assert int((stats.benjamini_hochberg(p) <= 0.05).sum()) == 4
     assert int((stats.holm(p) <= 0.05).sum()) == 3
+
+
+def test_against_statsmodels() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 20):
+        p = rng.random(size) ** 3
+        p[: size // 3] = p[0]
+        for ours, method in ((stats.holm, "holm"), (stats.benjamini_hochberg, "fdr_bh")):
+            assert np.allclose(ours(p), multipletests(p, method=method)[1], atol=1e-14)
+    assert stats.benjamini_hochberg([]).size == 0
 
 
 @given(P)
