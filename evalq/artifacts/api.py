@@ -18,6 +18,21 @@ FORMATS.add(
     "evalq.artifacts.compressed_tensors:CompressedTensors",
     "pack-quantized at 2 to 8 bits and int-quantized W8A8; transformers and vLLM load it",
 )
+FORMATS.add(
+    "gptq",
+    "evalq.artifacts.gptq:Gptq",
+    "GPTQ v1 at 2, 3, 4 and 8 bits; gptqmodel loads it, vLLM at 4 and 8 bits symmetric",
+)
+FORMATS.add(
+    "gptq-v2",
+    "evalq.artifacts.gptq:GptqV2",
+    "GPTQ v2, which stores zero points as they are; gptqmodel loads it",
+)
+FORMATS.add(
+    "awq",
+    "evalq.artifacts.awq:Awq",
+    "AWQ GEMM at 4 bits; gptqmodel and vLLM load it",
+)
 
 _MARKS = (".weight_packed", ".qweight", ".weight_scale", ".scales", ".weight_scale_inv")
 _PARTS = (

@@ -113,6 +113,8 @@ class Encoder(Protocol):
     """One artifact format: how quantized layers become tensors and a configuration, and back."""
 
     name: str
+    scale_dtype: str | None
+    """What a method's option ``scale_dtype`` has to be; ``None``: the parent's dtype decides."""
 
     def refuse(
         self, layer: str, scheme: WeightScheme, shape: tuple[int, int], activation_bits: int | None

@@ -52,6 +52,7 @@ class CompressedTensors:
     """Writes and reads ``quant_method: compressed-tensors``."""
 
     name = "compressed-tensors"
+    scale_dtype: str | None = None
 
     def refuse(
         self, layer: str, scheme: WeightScheme, shape: tuple[int, int], activation_bits: int | None

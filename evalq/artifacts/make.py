@@ -152,11 +152,13 @@ def make_artifact(
             "a quantized KV cache is not stored in artifacts",
             hint="Leave kv_bits out of the variant.",
         )
+    encoder = FORMATS.get(format)()
+    if encoder.scale_dtype is not None:
+        options = {"scale_dtype": encoder.scale_dtype, **options}
     recipe = recipe_of(parent.hash, scheme, method, calibration, options, seed, format)
     recipe_hash = content_hash(recipe)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return open_artifact(out, recipe_hash)
-    encoder = FORMATS.get(format)()
     types = stored_types(parent.source.path, parent.module)
     model = quantize(
         parent.module, scheme, method, calibration, options, seed, progress, stored=types.main

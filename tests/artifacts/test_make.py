@@ -57,8 +57,7 @@ def test_transformers_gives_the_logits_of_what_was_written(method, dtype, tmp_pa
     peer = AutoModelForCausalLM.from_pretrained(made.path)
     ours = tiny_llama(dtype, seed=9)
     ours.load_state_dict(
-        dict(stored.dense)
-        | {f"{n}.weight": w.dequantize(dtype) for n, w in stored.layers.items()}
+        dict(stored.dense) | {f"{n}.weight": w.dequantize(dtype) for n, w in stored.layers.items()}
     )
     with torch.no_grad():
         assert torch.equal(peer(TOKENS).logits, ours(TOKENS).logits)
@@ -134,8 +133,8 @@ def test_changed_content_is_noticed(tmp_path):
 def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):
     loaded = parent(tmp_path)
     before = set(tmp_path.iterdir())
+    bad = Scheme(WeightScheme(4, PerGroup(40)))
     with pytest.raises(QuantizationError):
-        bad = Scheme(WeightScheme(4, PerGroup(40)))
         make_artifact(loaded, bad, "rtn", None, {}, 0, tmp_path / "out")
 
     def full(*_args, **_kwargs):
@@ -166,8 +165,8 @@ def test_the_parent_is_not_changed(tmp_path):
 def test_bad_recipes_are_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(make_module, "quantize", None)
     loaded = parent(tmp_path)
+    scheme = Scheme(WeightScheme(4), kv_bits=8)
     with pytest.raises(PlanError, match="KV cache"):
-        scheme = Scheme(WeightScheme(4), kv_bits=8)
         make_artifact(loaded, scheme, "rtn", None, {}, 0, tmp_path / "out")
     with pytest.raises(PlanError, match="gptq"):
         make_artifact(loaded, W4, "gtpq", None, {}, 0, tmp_path / "out")
