@@ -6,12 +6,13 @@ The flips are drawn, not measured: a variant of few bits loses more, and rare sl
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -306,4 +307,21 @@ def write_run(
     write_table(path / "items.parquet", ItemRecord, columns)
     write_table(path / "fidelity.parquet", FidelityRecord, fidelity_columns(variants, seed))
     write_table(path / "costs.parquet", CostRecord, cost_columns(variants, seed))
+    return path
+
+
+def change_items(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:
+    """Rewrite the item records of a run directory by ``change(frame)``."""
+    target = path / "items.parquet"
+    frame = change(pq.read_table(target).to_pandas())
+    schema = arrow_schema(ItemRecord)
+    pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), target)
+    return path
+
+
+def change_info(path: Path, **values: Any) -> Path:
+    """Set top-level keys of ``run.json``."""
+    target = path / "run.json"
+    info = json.loads(target.read_text(encoding="utf-8"))
+    target.write_text(json.dumps({**info, **values}), encoding="utf-8")
     return path
