@@ -1,0 +1,192 @@
+"""The CPU kernel: codes packed sixteen rows to a vector, multiplied by compiled C.
+
+Codes are kept in 2, 4 or 8 bits (3-bit codes take 4, 5 to 7 take 8) and multiplied as exact
+integers: a product is ``scale * sum((code - zero) * x)`` over each group, summed in float32. Up to
+``DECODE_ROWS`` rows of activations read the codes themselves; for more, the weight is dequantized
+into a scratch matrix of the activations' dtype and torch multiplies.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evalq.errors import KernelError
+from evalq.kernels import native, reference
+from evalq.kernels.base import PackedWeight
+from evalq.kernels.bitpack import pack_rows
+from evalq.kernels.packing import QuantizedWeight, group_count, group_size
+from evalq.schema import PerGroup, WeightScheme
+
+__all__ = ["DECODE_ROWS", "NATIVE", "REFERENCE", "NativeKernel", "ReferenceKernel"]
+
+DECODE_ROWS = 16
+"""Above so many rows, dequantizing once is faster than reading codes (benchmarks/RESULTS.md)."""
+
+_LANES = 16
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def _stored_bits(bits: int) -> int:
+    return 2 if bits == 2 else 4 if bits <= 4 else 8
+
+
+class NativeKernel:
+    """Compiled C for a CPU."""
+
+    name = "native"
+    summary = "compiled C, exact integer codes, float32 sums"
+
+    def refuses(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        scheme: WeightScheme,
+        shape: tuple[int, int],
+        activation_bits: int | None,
+    ) -> str | None:
+        """See ``base.Kernel``."""
+        if device.type != "cpu":
+            return "runs on a CPU only"
+        if dtype not in _KINDS:
+            return "takes float32 and bfloat16 activations only"
+        if activation_bits not in (None, 8):
+            return "rounds activations to 8 bits only"
+        per = 32 // _stored_bits(scheme.bits)
+        size = group_size(scheme, shape[1])
+        if isinstance(scheme.granularity, PerGroup) and size < shape[1] and size % per:
+            return f"needs groups of a multiple of {per} columns at {scheme.bits} bits"
+        missing = native.why_not()
+        return None if missing is None else f"is not built ({missing})"
+
+    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
+        """See ``base.Kernel``."""
+        return "codes" if rows <= DECODE_ROWS else "dequantize, then torch"
+
+    def pack(
+        self,
+        weight: QuantizedWeight,
+        device: torch.device,
+        dtype: torch.dtype,
+        activation_bits: int | None,
+    ) -> PackedWeight:
+        """Codes as int32 ``[blocks, words, 16]``, scales and zeros as float32 ``[groups, rows]``.
+
+        Rows are padded to a multiple of 16 with scales of 0, columns with codes of 0 that meet
+        activations of 0.
+        """
+        out, columns = weight.shape
+        bits = _stored_bits(weight.scheme.bits)
+        padded = -(-out // _LANES) * _LANES
+        words = pack_rows(weight.codes.to("cpu"), bits)
+        words = torch.nn.functional.pad(words, (0, 0, 0, padded - out))
+        words = words.view(-1, _LANES, words.shape[1]).transpose(1, 2).contiguous()
+        tensors = [words, self._spread(weight.scales, padded)]
+        if weight.zeros is not None:
+            tensors.append(self._spread(weight.zeros, padded))
+        return PackedWeight(
+            self.name, tuple(tensors), weight.scheme, (out, columns), dtype, activation_bits
+        )
+
+    @staticmethod
+    def _spread(per_group: Tensor, rows: int) -> Tensor:
+        wide = per_group.to("cpu", torch.float32)
+        return torch.nn.functional.pad(wide, (0, 0, 0, rows - wide.shape[0])).T.contiguous()
+
+    def matmul(self, x: Tensor, packed: PackedWeight) -> Tensor:
+        """See ``base.Kernel``."""
+        if packed.activation_bits is not None:
+            x = reference.quantize_activations(x, packed.activation_bits)
+        rows = x.shape[0]
+        if rows > DECODE_ROWS:
+            return x @ self._dequantize(packed)[:, : packed.shape[0]]
+        result = x.new_empty(rows, packed.shape[0])
+        failed = native.library().evalq_multiply(
+            x.data_ptr(),
+            result.data_ptr(),
+            _KINDS[x.dtype],
+            rows,
+            packed.shape[1],
+            *self._arguments(packed),
+        )
+        if failed:
+            raise KernelError(f"no memory for {rows} rows of activations")
+        return result
+
+    def _dequantize(self, packed: PackedWeight) -> Tensor:
+        """The transposed weight ``[in, out padded to 16]``."""
+        columns = packed.shape[1]
+        result = torch.empty(columns, packed.tensors[1].shape[1], dtype=packed.dtype)
+        native.library().evalq_dequantize(
+            result.data_ptr(), _KINDS[packed.dtype], columns, *self._arguments(packed)
+        )
+        return result
+
+    @staticmethod
+    def _arguments(packed: PackedWeight) -> tuple[int | float | None, ...]:
+        words, scales, *zeros = packed.tensors
+        bits = _stored_bits(packed.scheme.bits)
+        columns = packed.shape[1]
+        groups = group_count(packed.scheme, columns)
+        width = words.shape[1]
+        size = group_size(packed.scheme, columns)
+        return (
+            words.data_ptr(),
+            scales.data_ptr(),
+            zeros[0].data_ptr() if zeros else None,
+            float(1 << (packed.scheme.bits - 1)),
+            bits,
+            packed.shape[0],
+            width,
+            groups,
+            width if groups == 1 else size // (32 // bits),
+            torch.get_num_threads(),
+        )
+
+
+class ReferenceKernel:
+    """Dequantizes at every product: slow, on any device, and only run when asked for by name."""
+
+    name = "reference"
+    summary = "dequantizes at every product"
+
+    def refuses(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        scheme: WeightScheme,
+        shape: tuple[int, int],
+        activation_bits: int | None,
+    ) -> str | None:
+        """See ``base.Kernel``."""
+        return None if dtype.is_floating_point else "takes floating point activations only"
+
+    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
+        """See ``base.Kernel``."""
+        return "dequantize, then torch"
+
+    def pack(
+        self,
+        weight: QuantizedWeight,
+        device: torch.device,
+        dtype: torch.dtype,
+        activation_bits: int | None,
+    ) -> PackedWeight:
+        """The codes, scales and zeros as they are."""
+        moved = weight.to(device)
+        tensors: tuple[Tensor, ...] = (moved.codes, moved.scales)
+        if moved.zeros is not None:
+            tensors = (*tensors, moved.zeros)
+        return PackedWeight(self.name, tensors, weight.scheme, weight.shape, dtype, activation_bits)
+
+    def matmul(self, x: Tensor, packed: PackedWeight) -> Tensor:
+        """See ``base.Kernel``."""
+        codes, scales, *zeros = packed.tensors
+        weight = QuantizedWeight(
+            codes, scales, zeros[0] if zeros else None, packed.scheme, packed.shape
+        )
+        return reference.quantized_matmul(x, weight, packed.activation_bits)
+
+
+NATIVE = NativeKernel()
+REFERENCE = ReferenceKernel()

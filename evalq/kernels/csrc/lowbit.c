@@ -1,0 +1,240 @@
+/* Products with low-bit weights on a CPU: exact integer codes, float32 sums.
+
+   Weights are stored as words [blocks][words][16]: lane l of block b is output row 16 b + l, and
+   a 32-bit word holds 32 / BITS consecutive input columns, lowest bits first. One vector load
+   then serves 16 rows, an activation is broadcast, and no sum crosses lanes or threads, so the
+   result does not depend on the number of threads. A product is taken as
+   scale * sum((code - zero) * x) over each group, all in float32.
+
+   Vectors are GCC's own (vector_size), which any target of gcc or clang can lower; one function,
+   codes(), has a shorter form for AVX-512. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+
+enum { F32 = 0, BF16 = 1 };
+
+/* Written out: `(vf){0} + value` would keep an addition, for the sake of -0. */
+INLINE vf splat(float v) { return (vf){v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
+
+INLINE float widen(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Round to nearest even; NaN stays NaN (its lowest payload bits may be lost, so a bit is set). */
+INLINE uint16_t narrow(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((bits >> 16) | 0x40);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* Code j of each word, less the zero; table holds code - zero where all lanes share one zero. */
+INLINE vf codes(vu word, int j, int bits, int shared, vf table, vf zero) {
+    if (bits == 8) {
+        /* 2^23 + code as a float, by writing the code into the mantissa. */
+        union { vu u; vf f; } raised;
+        raised.u = ((word >> (8 * j)) & 255u) | 0x4b000000u;
+        return raised.f - (zero + 8388608.0f);
+    }
+#ifdef __AVX512F__
+    /* vpermps looks at the four lowest bits of an index: no mask is needed. */
+    vf value = (vf)_mm512_permutexvar_ps((__m512i)(word >> (bits * j)), (__m512)table);
+#else
+    (void)table;
+    vf value = __builtin_convertvector((word >> (bits * j)) & ((1u << bits) - 1), vf);
+    if (shared) return value - zero;
+#endif
+    return shared ? value : value - zero;
+}
+
+INLINE vf make_table(int bits, float shift) {
+    vf table;
+    for (int i = 0; i < LANES; i++) table[i] = (float)(i & ((1 << bits) - 1)) - shift;
+    return table;
+}
+
+typedef struct {
+    const uint32_t *words;  /* [blocks][columns][16] */
+    const float *scales;    /* [groups][16 * blocks] */
+    const float *zeros;     /* the same, or NULL where every zero is `zero` */
+    float zero;
+    int64_t blocks, columns, groups, group_words, rows_out;
+} Weight;
+
+#define VISIT_GROUPS(BITS, SHARED)                                                         \
+    const int per = 32 / (BITS);                                                           \
+    const vf table = make_table(BITS, (SHARED) ? w->zero : 0.0f);                          \
+    const int64_t stride = w->blocks * LANES;                                              \
+    const uint32_t *base = w->words + block * w->columns * LANES;                          \
+    for (int64_t g = 0; g < w->groups; g++) {                                              \
+        const int64_t first = g * w->group_words;                                          \
+        int64_t last = first + w->group_words;                                             \
+        if (last > w->columns) last = w->columns;                                          \
+        vf zero = splat(w->zero), scale;                                                   \
+        if (!(SHARED)) memcpy(&zero, w->zeros + g * stride + block * LANES, 64);           \
+        memcpy(&scale, w->scales + g * stride + block * LANES, 64);
+
+/* Sums of one block of 16 rows over ROWS rows of x. Few rows get several chains each, so that the
+   latency of one multiply-add is hidden. */
+INLINE void multiply_block(const Weight *w, int64_t block, const float *x, int64_t ldx, vf *total,
+                           const int BITS, const int SHARED, const int ROWS) {
+    const int chains = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
+    for (int m = 0; m < ROWS; m++) total[m] = splat(0.0f);
+    VISIT_GROUPS(BITS, SHARED)
+        vf part[8][4];
+        for (int m = 0; m < ROWS; m++)
+            for (int c = 0; c < chains; c++) part[m][c] = splat(0.0f);
+        for (int64_t i = first; i < last; i++) {
+            vu word;
+            memcpy(&word, base + i * LANES, 64);
+#pragma GCC unroll 16
+            for (int j = 0; j < per; j++) {
+                const vf value = codes(word, j, BITS, SHARED, table, zero);
+#pragma GCC unroll 8
+                for (int m = 0; m < ROWS; m++)
+                    part[m][j % chains] += value * splat(x[m * ldx + i * per + j]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; m++) {
+            vf sum = part[m][0];
+            if (chains == 2) sum += part[m][1];
+            if (chains == 4) sum = (sum + part[m][1]) + (part[m][2] + part[m][3]);
+            total[m] += sum * scale;
+        }
+    }
+}
+
+INLINE void dequantize_block(const Weight *w, int64_t block, void *out, int kind, int64_t ldo,
+                             int64_t inputs, const int BITS, const int SHARED) {
+    VISIT_GROUPS(BITS, SHARED)
+        for (int64_t i = first; i < last; i++) {
+            vu word;
+            memcpy(&word, base + i * LANES, 64);
+#pragma GCC unroll 16
+            for (int j = 0; j < per; j++) {
+                const int64_t k = i * per + j;
+                if (k >= inputs) break;
+                const vf value = codes(word, j, BITS, SHARED, table, zero) * scale;
+                if (kind == F32) {
+                    memcpy((float *)out + k * ldo + block * LANES, &value, 64);
+                } else {
+                    const vu bits = (vu)value;
+                    const vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+                    const vh half = __builtin_convertvector(rounded, vh);
+                    memcpy((uint16_t *)out + k * ldo + block * LANES, &half, 32);
+                }
+            }
+        }
+    }
+}
+
+typedef void (*Multiply)(const Weight *, int64_t, const float *, int64_t, vf *);
+
+#define MULTIPLY(B, S, R)                                                                  \
+    static void multiply_##B##_##S##_##R(const Weight *w, int64_t block, const float *x,   \
+                                         int64_t ldx, vf *total) {                         \
+        multiply_block(w, block, x, ldx, total, B, S, R);                                  \
+    }
+#define MULTIPLY_ROWS(B, S) MULTIPLY(B, S, 1) MULTIPLY(B, S, 2) MULTIPLY(B, S, 4) MULTIPLY(B, S, 8)
+MULTIPLY_ROWS(2, 0)
+MULTIPLY_ROWS(2, 1)
+MULTIPLY_ROWS(4, 0)
+MULTIPLY_ROWS(4, 1)
+MULTIPLY_ROWS(8, 0)
+MULTIPLY_ROWS(8, 1)
+
+#define ENTRIES(B, S)                                                                      \
+    { multiply_##B##_##S##_1, multiply_##B##_##S##_2, multiply_##B##_##S##_4,              \
+      multiply_##B##_##S##_8 }
+static const Multiply TABLE[3][2][4] = {{ENTRIES(2, 0), ENTRIES(2, 1)},
+                                        {ENTRIES(4, 0), ENTRIES(4, 1)},
+                                        {ENTRIES(8, 0), ENTRIES(8, 1)}};
+
+static Weight describe(const void *words, const void *scales, const void *zeros, float zero,
+                       int64_t rows_out, int64_t columns, int64_t groups, int64_t group_words) {
+    return (Weight){words, scales, zeros, zero, (rows_out + LANES - 1) / LANES,
+                    columns, groups, group_words, rows_out};
+}
+
+/* x [rows][inputs] and out [rows][rows_out], of the kind given; 0, or 1 without memory. */
+int evalq_multiply(const void *x, void *out, int kind, int64_t rows, int64_t inputs,
+                   const void *words, const void *scales, const void *zeros, float zero, int bits,
+                   int64_t rows_out, int64_t columns, int64_t groups, int64_t group_words,
+                   int threads) {
+    const Weight w =
+        describe(words, scales, zeros, zero, rows_out, columns, groups, group_words);
+    const int64_t ldx = columns * (32 / bits);
+    const Multiply *kernels = TABLE[bits == 2 ? 0 : bits == 4 ? 1 : 2][zeros == NULL];
+    const float *wide = x;
+    float *copy = NULL;
+    if (kind != F32 || ldx != inputs) {
+        copy = malloc(sizeof(float) * (size_t)(rows * ldx));
+        if (copy == NULL) return 1;
+        for (int64_t m = 0; m < rows; m++) {
+            for (int64_t k = 0; k < inputs; k++)
+                copy[m * ldx + k] = kind == F32 ? ((const float *)x)[m * inputs + k]
+                                                : widen(((const uint16_t *)x)[m * inputs + k]);
+            memset(copy + m * ldx + inputs, 0, sizeof(float) * (size_t)(ldx - inputs));
+        }
+        wide = copy;
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t block = 0; block < w.blocks; block++) {
+        int64_t kept = w.rows_out - block * LANES;
+        if (kept > LANES) kept = LANES;
+        for (int64_t m = 0; m < rows;) {
+            const int64_t left = rows - m;
+            const int size = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
+            vf total[8];
+            kernels[size](&w, block, wide + m * ldx, ldx, total);
+            for (int i = 0; i < (1 << size); i++) {
+                const int64_t at = (m + i) * w.rows_out + block * LANES;
+                for (int l = 0; l < kept; l++) {
+                    if (kind == F32) ((float *)out)[at + l] = total[i][l];
+                    else ((uint16_t *)out)[at + l] = narrow(total[i][l]);
+                }
+            }
+            m += 1 << size;
+        }
+    }
+    free(copy);
+    return 0;
+}
+
+/* The transposed weight [inputs][16 * blocks] in the kind given. */
+int evalq_dequantize(void *out, int kind, int64_t inputs, const void *words, const void *scales,
+                     const void *zeros, float zero, int bits, int64_t rows_out, int64_t columns,
+                     int64_t groups, int64_t group_words, int threads) {
+    const Weight w =
+        describe(words, scales, zeros, zero, rows_out, columns, groups, group_words);
+    const int64_t ldo = w.blocks * LANES;
+#define CASE(B)                                                                            \
+    if (bits == B) {                                                                       \
+        if (zeros == NULL) dequantize_block(&w, block, out, kind, ldo, inputs, B, 1);      \
+        else dequantize_block(&w, block, out, kind, ldo, inputs, B, 0);                    \
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t block = 0; block < w.blocks; block++) {
+        CASE(2)
+        CASE(4)
+        CASE(8)
+    }
+    return 0;
+}

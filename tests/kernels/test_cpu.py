@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from evalq.errors import KernelError
+from evalq.kernels import native
+from evalq.kernels.base import PackedWeight
+from evalq.kernels.cpu import DECODE_ROWS
+from evalq.kernels.op import pack, quantized_matmul
+from tests.kernels.weights import TOLERANCE, dense64, make_weight, relative_error
+
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason="no C compiler")
+
+ROWS = (1, 2, 3, 16, 17, 64, 257)
+
+
+def activations(rows: int, columns: int, dtype: torch.dtype, seed: int = 1) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=rng).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [32, 64, 128, 256, None])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+def test_it_agrees_with_float64_over_the_grid(
+    bits: int, group: int | None, symmetric: bool, dtype: torch.dtype
+) -> None:
+    weight = make_weight(bits, group, symmetric, (83, 331), seed=bits)
+    packed = pack(weight, "cpu", dtype, "native")
+    dense = dense64(weight)
+    for rows in ROWS:
+        x = activations(rows, 331, dtype, rows)
+        result = quantized_matmul(x, packed)
+        assert result.dtype == dtype
+        assert result.shape == (rows, 83)
+        assert relative_error(result, x.double() @ dense.T) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (16, 8), (17, 640), (256, 96), (33, 129)])
+def test_it_takes_any_shape(shape: tuple[int, int]) -> None:
+    for bits, group in ((4, 32), (2, 64), (8, None)):
+        weight = make_weight(bits, group, False, shape)
+        x = activations(3, shape[1], torch.float32)
+        result = quantized_matmul(x, pack(weight, "cpu", torch.float32, "native"))
+        assert relative_error(result, x.double() @ dense64(weight).T) < 1e-5
+
+
+def test_results_are_the_same_bits_for_any_number_of_threads() -> None:
+    weight = make_weight(4, 64, False, (96, 512))
+    packed = pack(weight, "cpu", torch.float32, "native")
+    x = activations(5, 512, torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = quantized_matmul(x, packed)
+        torch.set_num_threads(2)
+        assert all(torch.equal(one, quantized_matmul(x, packed)) for _ in range(3))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    # Codes are read for up to DECODE_ROWS rows, in tiles of 1, 2, 4 and 8.
+    packed = pack(make_weight(4, 64, True, (48, 256)), "cpu", torch.float32, "native")
+    x = activations(DECODE_ROWS, 256, torch.float32)
+    whole = quantized_matmul(x, packed)
+    assert torch.equal(whole[:8], quantized_matmul(x[:8], packed))
+    for rows in (1, 2, 3, 7, 15):
+        torch.testing.assert_close(whole[:rows], quantized_matmul(x[:rows], packed))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_reach_their_own_row_and_no_other(
+    value: float, bits: int, dtype: torch.dtype, rows: int
+) -> None:
+    weight = make_weight(bits, 64, True, (40, 200))
+    x = activations(rows, 200, dtype)
+    x[0, 131] = value
+    result = quantized_matmul(x, pack(weight, "cpu", dtype, "native"))
+    expected = x.double() @ dense64(weight).T
+    torch.testing.assert_close(result[0].double(), expected[0], rtol=1e-2, atol=0, equal_nan=True)
+    assert torch.isfinite(result[1:]).all()
+
+
+def test_zero_input_gives_zero_and_an_outlier_does_not_drown_the_rest() -> None:
+    weight = make_weight(4, 128, False, (32, 384))
+    packed = pack(weight, "cpu", torch.float32, "native")
+    assert not quantized_matmul(torch.zeros(2, 384), packed).any()
+    x = activations(2, 384, torch.float32)
+    x[:, 17] = 3e4
+    assert relative_error(quantized_matmul(x, packed), x.double() @ dense64(weight).T) < 1e-5
+
+
+def test_activations_of_eight_bits_are_rounded_as_the_reference_rounds_them() -> None:
+    weight = make_weight(8, None, True, (40, 256))
+    x = activations(3, 256, torch.float32)
+    packed = pack(weight, "cpu", torch.float32, "native", activation_bits=8)
+    by_reference = pack(weight, "cpu", torch.float32, "reference", activation_bits=8)
+    plain = quantized_matmul(x, pack(weight, "cpu", torch.float32, "native"))
+    result = quantized_matmul(x, packed)
+    torch.testing.assert_close(result, quantized_matmul(x, by_reference), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(result, plain)
+
+
+def test_packed_bytes_are_those_of_the_codes() -> None:
+    def size(bits: int) -> int:
+        packed = pack(make_weight(bits, None, True, (64, 256)), "cpu", torch.float32, "native")
+        return packed.bytes - 64 * 4
+
+    assert [size(bits) for bits in (2, 3, 4, 5, 8)] == [4096, 8192, 8192, 16384, 16384]
+
+
+def test_what_it_cannot_run_is_refused() -> None:
+    with pytest.raises(KernelError, match="multiple of 8"):
+        pack(make_weight(4, 20, True, (8, 60)), "cpu", torch.float32, "native")
+    with pytest.raises(KernelError, match="float32 and bfloat16"):
+        pack(make_weight(4, 32, True, (8, 64)), "cpu", torch.float16, "native")
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "kernel"),
+    [
+        (4, 64, "torch-int4"),
+        (3, 32, "torch-int4"),
+        (8, None, "torch-int8"),
+        (6, None, "torch-int8"),
+    ],
+)
+def test_the_kernels_of_torch_agree_with_float64(bits: int, group: int | None, kernel: str) -> None:
+    weight = make_weight(bits, group, True, (64, 256), scales=torch.bfloat16)
+    packed: PackedWeight = pack(weight, "cpu", torch.bfloat16, kernel)
+    for rows in ROWS:
+        x = activations(rows, 256, torch.bfloat16)
+        error = relative_error(quantized_matmul(x, packed), x.double() @ dense64(weight).T)
+        assert error < TOLERANCE[torch.bfloat16]
+
+
+def test_the_kernels_of_torch_refuse_scales_they_would_round() -> None:
+    with pytest.raises(KernelError, match="bfloat16"):
+        pack(make_weight(4, 64, True, (64, 256)), "cpu", torch.bfloat16, "torch-int4")
+    with pytest.raises(KernelError, match="symmetric"):
+        pack(make_weight(4, 64, False, (64, 256)), "cpu", torch.bfloat16, "torch-int4")
