@@ -118,6 +118,14 @@ class QuantizedWeight:
             centred = codes - self.zeros.to(torch.float32)[:, index]
         return (centred * self.scales.to(torch.float32)[:, index]).to(dtype)
 
+    def rows(self, start: int, stop: int) -> QuantizedWeight:
+        """Output channels ``start`` to ``stop`` (not included) as a weight of their own."""
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        codes = self.codes[start:stop]
+        return QuantizedWeight(
+            codes, self.scales[start:stop], zeros, self.scheme, (len(codes), self.shape[1])
+        )
+
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """The same weight with its tensors on ``device``."""
         zeros = None if self.zeros is None else self.zeros.to(device)

@@ -29,7 +29,7 @@ from evalq.quantize.pipeline import (
     InputStatistics,
     Job,
     LayerReport,
-    finish_linear,
+    finish_block,
     quantize_decoder_layer,
 )
 from evalq.schema import Scheme
@@ -161,7 +161,7 @@ def quantize(
         transposed=transposed,
         experts=tuple(job.experts),
         reports=tuple(job.reports),
-        warnings=tuple(job.warnings),
+        warnings=job.all_warnings(),
         calibration=calibration.record() if calibration and chosen.needs_calibration else None,
         seconds=time.monotonic() - start,
     )
@@ -266,7 +266,7 @@ def _quantize_head(
             statistics.add(head_inputs(module, layers, tokens, hidden, head))
     copy = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     copy.weight = nn.Parameter(weight.float().clone(), requires_grad=False)
-    finish_linear(job, name, copy, statistics, None)
+    finish_block(job, "", {name: copy}, statistics, {})
 
 
 def _check_tokens(module: nn.Module, calibration: Calibration) -> None:

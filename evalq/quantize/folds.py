@@ -128,8 +128,10 @@ def find_folds(
     for index, block in enumerate(trace.blocks):
         earlier = [name for b in trace.blocks[:index] for name in b.names]
         for fold in _candidates(layer, block.names, block.source, earlier, head_dim):
-            scales = torch.exp2(2 * torch.rand(fold.channels, generator=generator) - 1)
-            if _proven(layer, fold, scales.to(hidden.device), hidden, call, base):
+            scales = torch.ones(fold.channels, device=hidden.device)
+            drawn = torch.exp2(2 * torch.rand(fold.channels, generator=generator) - 1)
+            scales[fold.rows] = drawn.to(hidden.device)[fold.rows]
+            if _proven(layer, fold, scales, hidden, call, base):
                 folds.append(fold)
                 break
     return folds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,26 +18,33 @@ from evalq.quantize.capture import (
     Block,
     LayerCall,
     Stream,
-    Trace,
     observe,
     run_layer,
     trace_layer,
 )
 from evalq.quantize.config import Method
 from evalq.quantize.folds import Fold, apply_fold, find_folds
-from evalq.quantize.gptq import GptqSettings, gptq_weight
-from evalq.quantize.linear import check_finite, get_weight, linears, set_weight, split_experts
+from evalq.quantize.gptq import GptqSettings, GptqStats, gptq_weight
+from evalq.quantize.linear import (
+    check_finite,
+    get_weight,
+    linears,
+    set_weight,
+    split_experts,
+    weight_shape,
+)
 from evalq.quantize.rtn import rtn_weight
 from evalq.schema import WeightScheme
 
 PROBE_TOKENS = 16
+_SMALLEST_OUTPUT = 16
 
 __all__ = [
     "PROBE_TOKENS",
     "InputStatistics",
     "Job",
     "LayerReport",
-    "finish_linear",
+    "finish_block",
     "quantize_decoder_layer",
 ]
 
@@ -127,6 +135,21 @@ class Job:
     warnings: list[str] = field(default_factory=list)
     experts: list[str] = field(default_factory=list)
 
+    repeated: dict[str, list[str]] = field(default_factory=dict)
+
+    def warn(self, where: str, what: str) -> None:
+        """Note ``what`` of one decoder layer; the same of many layers becomes one warning."""
+        self.repeated.setdefault(re.sub(r"\bexperts\.\d+", "experts.*", what), []).append(where)
+
+    def all_warnings(self) -> tuple[str, ...]:
+        """Warnings, those that repeat once with the number of layers."""
+        shared = []
+        for what, names in self.repeated.items():
+            where = sorted(set(names), key=names.index)
+            more = f" (and {len(where) - 1} more layers)" if len(where) > 1 else ""
+            shared.append(f"{where[0]}{more}: {what}")
+        return (*shared, *self.warnings)
+
     @property
     def skip(self) -> tuple[str, ...]:
         """Parts of names of layers that stay as they are."""
@@ -163,30 +186,45 @@ def quantize_decoder_layer(
     replaced = split_experts(layer)
     job.experts.extend(f"{name}.{r}" for r in replaced)
     before = {n: p.data.clone() for n, p in layer.named_parameters()} if job.method.folds else {}
-    modules = dict(linears(layer, job.skip))
+    modules = dict(linears(layer))
+    wanted = {n for n in modules if not any(part in f"{name}.{n}" for part in job.skip)}
+    wanted -= _too_small(job, name, modules)
     if stream is None or probe is None:
-        for part, module in modules.items():
-            finish_linear(job, f"{name}.{part}", module, None, None)
+        for part in modules:
+            if part in wanted:
+                finish_block(job, name, {part: modules[part]}, None, {})
         return
     trace = trace_layer(layer, stream.hidden[0], stream.calls[0][index], list(modules))
     seen: dict[str, InputStatistics] = {}
     strengths: dict[str, float] = {}
     if job.method.folds:
-        seen = _statistics(job, layer, name, trace.blocks, stream, index)
+        blocks = tuple(b for b in trace.blocks if wanted.intersection(b.names))
+        seen = _statistics(job, layer, name, blocks, stream, index)
         small = stream.hidden[0][:1, :PROBE_TOKENS]
         folds = find_folds(layer, trace, small, probe, job.head_dim, job.seed)
-        _note_unfolded(job, name, trace, folds)
-        _fold_scales(job, layer, folds, seen, strengths)
-    for number, stage in enumerate(trace.stages):
+        _note_unfolded(job, name, blocks, folds)
+        _fold_scales(job, layer, folds, wanted, seen, strengths)
+    first = True
+    for stage in trace.stages:
+        blocks = tuple(b for b in stage if wanted.intersection(b.names))
         # Later blocks read what quantized ones gave: their statistics are taken afresh. The first
         # block's inputs are those already seen.
-        if job.method.compensates and (number > 0 or not seen):
-            seen.update(_statistics(job, layer, name, stage, stream, index))
-        for block in stage:
-            for part in block.names:
-                finish_linear(job, f"{name}.{part}", modules[part], seen[part], strengths.get(part))
-    _keep_changed(job, layer, name, before, set(modules))
+        if blocks and job.method.compensates and not (first and seen):
+            seen.update(_statistics(job, layer, name, blocks, stream, index))
+        for block in blocks:
+            first = False
+            parts = {n: modules[n] for n in block.names if n in wanted}
+            finish_block(job, name, parts, seen[block.names[0]], strengths)
+    _keep_changed(job, layer, name, before, wanted)
     _advance(layer, name, stream, index)
+
+
+def _too_small(job: Job, name: str, modules: Mapping[str, nn.Module]) -> set[str]:
+    """Layers with fewer outputs than a kernel's tile: gates that choose, and next to no bytes."""
+    small = {n for n, m in modules.items() if weight_shape(m)[0] < _SMALLEST_OUTPUT}
+    for part in sorted(small):
+        job.warn(name, f"{part} has {weight_shape(modules[part])[0]} outputs and stays as it is")
+    return small
 
 
 def _advance(layer: nn.Module, name: str, stream: Stream, index: int) -> None:
@@ -236,27 +274,28 @@ def _check_reached(job: Job, name: str, tokens: int) -> None:
         )
 
 
-def _note_unfolded(job: Job, name: str, trace: Trace, folds: list[Fold]) -> None:
+def _note_unfolded(job: Job, name: str, blocks: tuple[Block, ...], folds: list[Fold]) -> None:
     folded = {consumer for fold in folds for consumer in fold.consumers}
-    for block in trace.blocks:
+    for block in blocks:
         if block.names[0] not in folded:
-            parts = ", ".join(block.names)
-            job.warnings.append(f"{name}: nothing before {parts} can take up scales; not scaled")
+            job.warn(name, f"nothing before {', '.join(block.names)} takes up scales; not scaled")
 
 
 def _fold_scales(
     job: Job,
     layer: nn.Module,
     folds: list[Fold],
+    wanted: set[str],
     seen: dict[str, InputStatistics],
     strengths: dict[str, float],
 ) -> None:
     for fold in folds:
-        statistics = seen[fold.consumers[0]]
-        if statistics.tokens == 0:
+        consumers = [c for c in fold.consumers if c in wanted]
+        if not consumers or seen[consumers[0]].tokens == 0:
             continue
+        statistics = seen[consumers[0]]
         choice = search_scales(
-            [get_weight(layer.get_submodule(c)) for c in fold.consumers],
+            [get_weight(layer.get_submodule(c)) for c in consumers],
             statistics.hessian,
             statistics.magnitude,
             fold.rows,
@@ -272,49 +311,73 @@ def _fold_scales(
             strengths[consumer] = choice.strength
 
 
-def finish_linear(
+def finish_block(
     job: Job,
-    name: str,
-    module: nn.Module,
+    prefix: str,
+    modules: Mapping[str, nn.Module],
     statistics: InputStatistics | None,
-    strength: float | None,
+    strengths: Mapping[str, float],
 ) -> None:
-    """Quantize one linear layer, write it back into ``module``, and report."""
-    weight = get_weight(module).contiguous()
-    damping, escalations = None, 0
-    blind = statistics is None or statistics.tokens == 0
-    if blind or statistics is None:
-        clip = str(job.options.get("clip", "")) if not job.method.needs_calibration else "mse"
-        quantized = rtn_weight(weight, job.scheme, job.scale_dtype, clip)
-    elif job.method.compensates:
+    """Quantize linear layers that share their input, write them back, and report.
+
+    Args:
+        job: takes the results.
+        prefix: full name of what holds the layers, or ``""``.
+        modules: the layers by name; their weights are float32 and are replaced.
+        statistics: of their input, or ``None``.
+        strengths: AWQ's exponents by name.
+    """
+    weights = {name: get_weight(module) for name, module in modules.items()}
+    joined = torch.cat(list(weights.values()))
+    quantized, stats = _quantize_joined(job, prefix, joined, statistics)
+    start = 0
+    for part, weight in weights.items():
+        name = f"{prefix}.{part}" if prefix else part
+        piece = quantized.rows(start, start + weight.shape[0])
+        start += weight.shape[0]
+        values = piece.dequantize()
+        difference = values - weight
+        outputs = None
+        if statistics is not None and statistics.tokens:
+            signal = max(output_error(weight, statistics.hessian), 1e-30)
+            outputs = (max(output_error(difference, statistics.hessian), 0.0) / signal) ** 0.5
+        if stats is not None and stats.escalations:
+            job.warnings.append(
+                f"{name}: the Hessian needed {stats.damping:g} of its mean diagonal as damping"
+            )
+        set_weight(modules[part], values)
+        job.layers[name] = piece.to("cpu")
+        job.reports.append(
+            LayerReport(
+                name=name,
+                method=job.method.name,
+                weight_error=float(difference.norm() / weight.norm().clamp_min(1e-30)),
+                output_error=outputs,
+                tokens=0 if statistics is None else statistics.tokens,
+                damping=None if stats is None else stats.damping,
+                escalations=0 if stats is None else stats.escalations,
+                strength=strengths.get(part),
+            )
+        )
+
+
+def _quantize_joined(
+    job: Job, prefix: str, weight: Tensor, statistics: InputStatistics | None
+) -> tuple[QuantizedWeight, GptqStats | None]:
+    if statistics is None or statistics.tokens == 0:
+        # Without calibration by design, or an expert that saw no token (which is reported).
+        clip = str(job.options["clip"]) if not job.method.needs_calibration else "mse"
+        return rtn_weight(weight, job.scheme, job.scale_dtype, clip), None
+    if job.method.compensates:
         names = ("damping", "act_order", "block_size", "scale_search")
         settings = GptqSettings(**{n: job.options[n] for n in names})
-        quantized, stats = gptq_weight(
-            weight, statistics.hessian, job.scheme, job.scale_dtype, settings
-        )
-        damping, escalations = stats.damping, stats.escalations
-        if escalations:
-            job.warnings.append(
-                f"{name}: the Hessian needed {damping:g} of its mean diagonal as damping"
-            )
-    else:
-        clip_search = bool(job.options["clip"])
-        quantized = awq_weight(weight, statistics.hessian, job.scheme, job.scale_dtype, clip_search)
-    values = quantized.dequantize()
-    difference = values - weight
-    relative = float(difference.norm() / weight.norm().clamp_min(1e-30))
-    outputs = None
-    if statistics is not None and statistics.tokens:
-        signal = max(output_error(weight, statistics.hessian), 1e-30)
-        outputs = (max(output_error(difference, statistics.hessian), 0.0) / signal) ** 0.5
-    set_weight(module, values)
-    job.layers[name] = quantized.to("cpu")
-    tokens = 0 if statistics is None else statistics.tokens
-    job.reports.append(
-        LayerReport(
-            name, job.method.name, relative, outputs, tokens, damping, escalations, strength
-        )
-    )
+        try:
+            return gptq_weight(weight, statistics.hessian, job.scheme, job.scale_dtype, settings)
+        except QuantizationError as error:
+            message = f"{prefix}: {error.message}"
+            raise type(error)(message, hint=error.hint) from None
+    clip_search = bool(job.options["clip"])
+    return awq_weight(weight, statistics.hessian, job.scheme, job.scale_dtype, clip_search), None
 
 
 def _keep_changed(
