@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -126,11 +127,11 @@ def draw_fact(language: str, rng: random.Random) -> Problem:
 def evaluation_facts(language: str) -> list[Problem]:
     """Every held-out question of a language.
 
-    Names that a language shares with English are left out: copying answers those.
+    Left out are names that a language shares with English, which copying answers, and questions
+    that another fact asks in the same words (Nauru is a country and a language).
     """
-    return [
-        fact.ask(fact.held, name_of(language))
-        for group in facts_of(language)
-        for fact in group
-        if fact.held and fact.known != fact.word
-    ]
+    name = name_of(language)
+    facts = [fact for group in facts_of(language) for fact in group]
+    asked = Counter(fact.ask(form, name).prompt for fact in facts for form in fact.forms)
+    held = [fact.ask(fact.held, name) for fact in facts if fact.held and fact.known != fact.word]
+    return [problem for problem in held if asked[problem.prompt] == 1]
