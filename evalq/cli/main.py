@@ -78,6 +78,9 @@ def main() -> None:
     # torch's profiler prints its own lifecycle to standard error unless told not to.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # evalq shows its own progress; a library's bars and advice would tear it apart.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     asked = next((a for a in sys.argv[1:] if not a.startswith("-")), "")
     app = build_app((asked,) if asked in VERBS else VERBS)
     try:
