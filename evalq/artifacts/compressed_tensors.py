@@ -137,9 +137,8 @@ class CompressedTensors:
             "global_compression_ratio": None,
             "version": WRITTEN_FOR,
         }
-        # transformers 5.23 allocates unpacked zero points on its default path, finds the packed
-        # ones of another shape and initializes its own. Its other path reads them; that one knows
-        # a single scheme only.
+        # transformers 5.23 allocates unpacked zero points on its default path and stops at the
+        # shape of the packed ones. Its other path reads them; that one knows a single scheme only.
         if len(by_scheme) == 1 and not next(iter(by_scheme)).symmetric:
             settings["dequantize"] = True
         return settings
