@@ -58,6 +58,11 @@ class SliceResult:
     method: str
     warnings: tuple[str, ...]
 
+    @property
+    def significant(self) -> bool:
+        """Whether a loss on this leaf holds after Holm, at half of ``1 - confidence``."""
+        return self.p_holm is not None and self.p_holm <= (1 - self.confidence) / 2
+
     def verdict(self, margin: float) -> stats.Verdict:
         """Pass, fail or inconclusive against ``margin`` (accuracy, positive).
 

@@ -13,9 +13,12 @@ from evalq.frontier import AXES, Axis, Point
 from evalq.report.frames import ReportData
 from evalq.report.palette import mark_of
 from evalq.report.svg import Scale, element, linear, log, mark, root, text
-from evalq.report.text import bytes_text, clip, interval_text, pp, visible
+from evalq.report.text import bytes_text, interval_text, pp, short, visible
 
-__all__ = ["cliff_panels", "frontier_chart", "kl_chart", "legend"]
+__all__ = ["cliff_panels", "frontier_chart", "kl_chart", "legend", "near_points"]
+
+NEAR = 0.1
+"""Accuracy around the parent's that the closer view of the frontier shows."""
 
 
 def _entries(data: ReportData) -> list[Any]:
@@ -80,12 +83,13 @@ def _place_labels(
     for x, y, label in spots:
         wide = 6.7 * len(label)
         options = [
-            (x + 12, y + 4, "start"),
-            (x - 12, y + 4, "end"),
-            (x, y - 14, "middle"),
-            (x, y + 23, "middle"),
-            (x + 11, y - 12, "start"),
+            (x, y - 17, "middle"),
+            (x + 11, y - 11, "start"),
+            (x - 11, y - 11, "end"),
             (x + 11, y + 20, "start"),
+            (x + 13, y + 4, "start"),
+            (x - 13, y + 4, "end"),
+            (x, y + 23, "middle"),
         ]
         for at, down, anchor in options:
             left = at - {"start": 0, "end": wide, "middle": wide / 2}[anchor]
@@ -102,13 +106,31 @@ def _place_labels(
     return out
 
 
-def frontier_chart(data: ReportData, axis: Axis, width: float, height: float) -> Markup:
-    """Accuracy against cost; dominated variants faded, the frontier as a line of steps."""
+def near_points(data: ReportData, axis: Axis) -> tuple[Point, ...]:
+    """The points within ``NEAR`` of the parent's quality, where that leaves some out."""
     points = data.frontiers[axis].points
+    parent = next((p.quality for p in points if p.variant == data.run.parent), 0.0)
+    near = tuple(p for p in points if abs(p.quality - parent) <= NEAR)
+    return near if 1 < len(near) < len(points) else ()
+
+
+def frontier_chart(
+    data: ReportData, axis: Axis, size: tuple[float, float], near: bool = False
+) -> Markup:
+    """Accuracy against cost; dominated variants faded, the frontier as a line of steps.
+
+    Args:
+        data: the report.
+        axis: of cost.
+        size: width and height in pixels.
+        near: only what is close to the parent in quality.
+    """
+    width, height = size
+    points = near_points(data, axis) if near else data.frontiers[axis].points
     title = f"Accuracy against {AXES[axis]}"
     if not points:
         return Markup("")
-    left, top, right, bottom = 52.0, 26.0, width - 16.0, height - 46.0
+    left, top, right, bottom = 58.0, 36.0, width - 16.0, height - 46.0
     costs = [p.cost for p in points]
     lows = [p.quality for p in points]
     for p in points:
@@ -129,8 +151,8 @@ def frontier_chart(data: ReportData, axis: Axis, width: float, height: float) ->
     for tick, value in zip(x.ticks, scaled.ticks, strict=True):
         body.append(text(x.to(tick), bottom + 20, f"{value:,g}", "tick", text_anchor="middle"))
     name = f"{AXES[axis]} ({unit})" if unit else AXES[axis]
-    body.append(text((left + right) / 2, height - 6, name, "label", text_anchor="middle"))
-    body.append(text(left - 44, 14, "accuracy, all items", "label"))
+    body.append(text((left + right) / 2, height - 8, name, "label", text_anchor="middle"))
+    body.append(text(14, 20, "accuracy, all items", "label"))
     on = sorted((p for p in points if p.on_frontier), key=lambda p: p.cost)
     body.append(_steps(on, axis, x, y))
     spots = []
@@ -151,7 +173,7 @@ def frontier_chart(data: ReportData, axis: Axis, width: float, height: float) ->
             )
         )
         if p.on_frontier:
-            spots.append((at, down, clip(p.variant, 24)))
+            spots.append((at, down, short(p.variant, 24)))
     spots.sort(key=lambda s: s[2] != data.recommendation.variant)
     for at, down, anchor, label in _place_labels(spots, (width, bottom)):
         body.append(text(at, down, label, "name", text_anchor=anchor))
@@ -234,10 +256,12 @@ def kl_chart(data: ReportData, width: float) -> Markup:
                 tabindex=0,
             )
         )
-        name = clip(f.variant, 24 if width > 500 else 15)
+        name = short(f.variant, 24 if width > 500 else 15)
         body.append(text(left - 8, down + 4, name, "name", text_anchor="end"))
-    label = "KL divergence from the parent, nats a token (log scale)"
-    body.append(text((left + right) / 2, height - 4, label, "label", text_anchor="middle"))
+    label = "KL divergence from the parent, nats a token" if width > 500 else "KL, nats a token"
+    body.append(
+        text((left + right) / 2, height - 10, f"{label} (log scale)", "label", text_anchor="middle")
+    )
     return root((width, height), "KL divergence by variant", body, "chart")
 
 

@@ -13,7 +13,7 @@ from evalq.frontier import AXES
 from evalq.report.charts import shape
 from evalq.report.frames import ReportData
 from evalq.report.palette import MATPLOTLIB_MARKS
-from evalq.report.text import clip, visible
+from evalq.report.text import short
 from evalq.store.files import atomic_write
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {
 
 
 def _name(text: str, length: int = 26) -> str:
-    return clip(visible(text), length)
+    return short(text, length)
 
 
 def _draw_mark(ax: Any, data: ReportData, variant: str, x: float, y: float, **more: Any) -> None:
@@ -130,7 +130,7 @@ def _heatmap(data: ReportData) -> Drawing | None:
     for i, name in enumerate(names):
         for j, comparison in enumerate(columns):
             result = comparison.overall if name == "overall" else comparison.slices[name]
-            star = "*" if result and result.p_holm is not None and result.p_holm <= 0.05 else ""
+            star = "*" if result and result.significant else ""
             dark = values[i, j] < -45
             ax.text(
                 j,
@@ -146,7 +146,7 @@ def _heatmap(data: ReportData) -> Drawing | None:
     ax.set_yticks(range(len(names)), [_name(n) for n in shown])
     ax.tick_params(length=0)
     bar = drawing.colorbar(image, ax=ax, ticks=[-100, -10, 0, 10, 100], shrink=0.7)
-    bar.set_label("change in accuracy points; * Holm p ≤ .05")
+    bar.set_label("change in accuracy points; * a loss after Holm")
     return drawing
 
 

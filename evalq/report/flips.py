@@ -130,9 +130,17 @@ def _chunk(part: pd.DataFrame, variants: Mapping[str, int]) -> str:
 
 
 def pack_flips(
-    run: Run, flips: pd.DataFrame, limit: int = 10_000, budget: int = 3_000_000
+    run: Run,
+    flips: pd.DataFrame,
+    preferred: str = "",
+    limit: int = 10_000,
+    budget: int = 3_000_000,
 ) -> FlipPack:
-    """Pack at most ``limit`` flips into chunks of one slice each, of ``budget`` bytes in all."""
+    """Pack at most ``limit`` flips into chunks of one slice each, of ``budget`` bytes in all.
+
+    Args:
+        preferred: the variant that the browser shows first; ``""`` for all.
+    """
     variants = {v: i for i, v in enumerate(run.variants)}
     while True:
         chosen = with_texts(run, _cap(flips, limit))
@@ -149,5 +157,9 @@ def pack_flips(
         if sum(map(len, chunks)) <= budget or limit <= 100:
             break
         limit //= 2
-    meta = {"variants": [visible(v) for v in run.variants], "chunks": sizes}
+    meta = {
+        "variants": [visible(v) for v in run.variants],
+        "preferred": variants.get(preferred, -1),
+        "chunks": sizes,
+    }
     return FlipPack(meta, tuple(chunks), chosen.head(40), len(chosen), len(flips))

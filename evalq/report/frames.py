@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -117,9 +118,12 @@ def _warnings(run: Run, comparisons: Mapping[str, Comparison]) -> tuple[str, ...
                 f"slices of fewer than {plan.min_items} items are advisory only: {', '.join(small)}"
             )
     for comparison in comparisons.values():
+        if comparison.variant == run.parent or comparison.overall is None:
+            continue
         for result in (comparison.overall, *comparison.slices.values()):
-            for text in result.warnings if result and comparison.variant != run.parent else ():
-                few.setdefault(text, []).append(f"{comparison.variant} on {result.slice}")  # type: ignore[union-attr]
+            for text in result.warnings:
+                kind = re.sub(r"\bonly \d+ ", "few ", text)
+                few.setdefault(kind, []).append(f"{comparison.variant} on {result.slice}")
     for text, where in few.items():
         more = f" and {len(where) - 3} more" if len(where) > 3 else ""
         out.append(f"{text} ({', '.join(where[:3])}{more})")

@@ -10,27 +10,35 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
-from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from evalq import __version__
-from evalq.compare import SliceResult, kl_by_slice
-from evalq.frontier import AXES
-from evalq.report.charts import cliff_panels, cost_text, frontier_chart, kl_chart, legend
+from evalq.report.charts import cliff_panels, kl_chart, legend
 from evalq.report.flips import FlipPack
 from evalq.report.frames import ReportData
 from evalq.report.palette import TIERS
-from evalq.report.text import bytes_text, clip, interval_text, p_text, pp, speed_text, visible
+from evalq.report.rows import (
+    NARROW,
+    WIDE,
+    artifacts,
+    cards,
+    cost_rows,
+    facts,
+    fidelity_rows,
+    frontiers,
+    head_flips,
+    heatmap,
+    kl_table,
+    perplexity_rows,
+    variant_rows,
+)
+from evalq.report.text import visible
 from evalq.report.words import banners, headline, limits, unevenness_text
 
 __all__ = ["json_block", "page"]
-
-WIDE, NARROW = (860.0, 430.0), (400.0, 340.0)
 
 
 def json_block(value: Any) -> Markup:
@@ -59,260 +67,6 @@ def _tier_css() -> str:
     )
 
 
-def _shade(delta: float) -> float:
-    """How strong a cell's colour is: the root of the loss, full at 40 points."""
-    return min(1.0, math.sqrt(abs(delta) / 0.4))
-
-
-def _cell(data: ReportData, variant: str, result: SliceResult) -> dict[str, Any]:
-    plan = data.run.recommend
-    significant = result.p_holm is not None and result.p_holm <= 1 - (1 + plan.confidence) / 2
-    title = (
-        f"{variant} on {result.slice}: {pp(result.delta)} ({interval_text(result.ci)}), accuracy "
-        f"{100 * result.accuracy:.1f} %, {result.lost} lost, {result.gained} gained of "
-        f"{result.items}, p worse {p_text(result.p_worse)}"
-        + (f", Holm {p_text(result.p_holm)}" if result.p_holm is not None else "")
-    )
-    return {
-        "text": pp(result.delta).removesuffix(" pp"),
-        "accuracy": f"{100 * result.accuracy:.1f}",
-        "shade": f"{_shade(result.delta):.2f}",
-        "kind": "loss" if result.delta < 0 else "gain" if result.delta > 0 else "same",
-        "star": significant,
-        "title": visible(title),
-    }
-
-
-def heatmap(data: ReportData) -> dict[str, Any]:
-    """Rows (overall, then slices with their depth) and columns (variants) of the heat map."""
-    columns = [c for c in data.others if c.overall]
-    parent = data.comparisons.get(data.run.parent)
-    if parent is None or parent.overall is None or not columns:
-        return {"columns": [], "rows": []}
-    rows = []
-    for name in ("overall", *data.slice_names):
-        mine = [c.overall if name == "overall" else c.slices[name] for c in columns]
-        base = parent.overall if name == "overall" else parent.slices[name]
-        rows.append(
-            {
-                "name": visible(name),
-                "short": visible(name.rsplit("/", 1)[-1]),
-                "depth": name.count("/"),
-                "leaf": base.leaf,
-                "overall": name == "overall",
-                "items": base.items,
-                "few": base.items < data.run.recommend.min_items,
-                "parent": f"{100 * base.accuracy:.1f}",
-                "cells": [
-                    _cell(data, c.variant, r) for c, r in zip(columns, mine, strict=True) if r
-                ],
-            }
-        )
-    heads = [{"name": visible(c.variant), "tier": data.tier(c.variant).key} for c in columns]
-    return {"columns": heads, "rows": rows}
-
-
-def variant_rows(data: ReportData) -> list[dict[str, Any]]:
-    """The big table: one row a variant."""
-    out = []
-    reasons = {c.variant: c for c in data.recommendation.candidates}
-    for index, name in enumerate(data.run.variants):
-        cost = data.costs[name]
-        comparison = data.comparisons.get(name)
-        overall = comparison.overall if comparison else None
-        worst = comparison.worst(data.run.recommend.min_items) if comparison else None
-        fidelity = data.fidelity.get(name)
-        point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
-        is_parent = name == data.run.parent
-        candidate = reasons.get(name)
-        bits = cost.bits_per_weight
-        out.append(
-            {
-                "index": index,
-                "name": visible(name),
-                "tier": data.tier(name),
-                "recommended": name == data.recommendation.variant,
-                "bytes": bytes_text(cost.bytes),
-                "bits": "–" if bits is None else f"{bits:.2f}",
-                "accuracy": f"{100 * overall.accuracy:.1f} %" if overall else "–",
-                "delta": pp(overall.delta) if overall and not is_parent else "–",
-                "ci": interval_text(overall.ci) if overall and not is_parent else "",
-                "flips": f"{overall.lost} / {overall.gained}" if overall and not is_parent else "–",
-                "p": p_text(overall.p_worse) if overall and not is_parent else "–",
-                "worst": f"{visible(worst.slice)} {pp(worst.delta)}"
-                if worst and not is_parent
-                else "–",
-                "kl": f"{fidelity.kl_mean:.2g}" if fidelity else "–",
-                "frontier": f"{point.probability:.2f}" if point else "–",
-                "on": bool(point and point.on_frontier),
-                "qualifies": candidate.qualifies if candidate else None,
-                "reasons": [visible(r) for r in candidate.reasons] if candidate else [],
-            }
-        )
-    return out
-
-
-def fidelity_rows(data: ReportData) -> list[dict[str, Any]]:
-    """The table of fidelity, the negative control first."""
-    every = [*([data.control] if data.control else []), *data.fidelity.values()]
-    return [
-        {
-            "name": visible(f.variant),
-            "control": data.control is not None and f.variant == data.control.variant,
-            "kl": f"{f.kl_mean:.3g}",
-            "kl_ci": f"{f.kl_ci[0]:.3g} to {f.kl_ci[1]:.3g}" if f.kl_ci else "no interval",
-            "p99": f"{f.kl_p99:.3g}",
-            "top1": f"{100 * f.top1_agreement:.2f} %",
-            "ratio": f"{f.ppl_ratio:.4f}",
-            "ratio_ci": f"{f.ppl_ratio_ci[0]:.4f} to {f.ppl_ratio_ci[1]:.4f}"
-            if f.ppl_ratio_ci
-            else "no interval",
-            "tokens": f"{f.tokens:,}",
-        }
-        for f in every
-    ]
-
-
-def cost_rows(data: ReportData) -> list[dict[str, Any]]:
-    """The table of costs."""
-    out = []
-    for name in data.run.variants:
-        cost = data.costs[name]
-        out.append(
-            {
-                "name": visible(name),
-                "tier": data.tier(name).key,
-                "bytes": bytes_text(cost.bytes),
-                "memory": bytes_text(cost.peak_memory_bytes),
-                "execution": visible(str(cost.execution)) or "–",
-                "own": cost.execution != "dequantized",
-                "prefill": speed_text(cost.prefill),
-                "decode": speed_text(cost.decode),
-            }
-        )
-    return out
-
-
-def _frontiers(data: ReportData) -> list[dict[str, Any]]:
-    out = []
-    for axis, found in data.frontiers.items():
-        if axis != "bytes" and len(found.points) < 2:
-            continue
-        rows = [
-            {
-                "name": visible(p.variant),
-                "cost": cost_text(axis, p.cost),
-                "quality": f"{100 * p.quality:.1f} %",
-                "on": p.on_frontier,
-                "probability": f"{p.probability:.2f}",
-            }
-            for p in sorted(found.points, key=lambda p: p.cost)
-        ]
-        out.append(
-            {
-                "key": axis,
-                "name": AXES[axis],
-                "wide": frontier_chart(data, axis, *WIDE),
-                "narrow": frontier_chart(data, axis, *NARROW),
-                "rows": rows,
-                "left_out": [f"{visible(v)}: {visible(why)}" for v, why in found.left_out.items()],
-            }
-        )
-    return out
-
-
-def _kl_table(data: ReportData) -> dict[str, Any]:
-    if data.run.fidelity.empty:
-        return {"columns": [], "rows": []}
-    frame = kl_by_slice(data.run)
-    rows = [
-        {"name": visible(str(name)), "cells": [f"{v:.2g}" for v in row]}
-        for name, row in zip(frame.index, frame.to_numpy(), strict=True)
-    ]
-    return {"columns": [visible(str(c)) for c in frame.columns], "rows": rows}
-
-
-def _facts(data: ReportData) -> list[tuple[str, str]]:
-    """What a repeat needs to know: versions, hashes, seeds, the machine, the command."""
-    info = data.run.info
-    parent = info["parent"]
-    machine = info.get("machine") or {}
-    packages = info.get("packages") or {}
-    return [
-        ("run", f"{info['name']}, made {info.get('created', '')}, {info['status']}"),
-        ("parent", f"{parent.get('name')} · {parent.get('dtype', '')} · {parent.get('hash')}"),
-        ("parent's notes", "; ".join(map(str, parent.get("notes") or [])) or "none"),
-        ("plan hash", str(info.get("plan_hash", ""))),
-        ("seed", str(info.get("seed", ""))),
-        ("machine", ", ".join(f"{k} {v}" for k, v in machine.items() if v is not None)),
-        ("evalq", f"{info.get('evalq_version', '')}, commit {info.get('git_commit') or 'unknown'}"),
-        ("packages", ", ".join(f"{k} {v}" for k, v in sorted(packages.items()))),
-        ("rendered by", f"evalq {__version__}"),
-    ]
-
-
-def _artifacts(data: ReportData) -> list[dict[str, str]]:
-    out = []
-    for entry in data.run.info["variants"]:
-        calibration = entry.get("calibration")
-        text = "none"
-        if calibration:
-            text = (
-                f"{calibration.get('source')}, {calibration.get('samples')} × "
-                f"{calibration.get('length')} tokens, {str(calibration.get('hash'))[:12]}"
-            )
-        out.append(
-            {
-                "name": visible(str(entry["name"])),
-                "scheme": visible(str(entry.get("scheme") or "")),
-                "hash": visible(str(entry.get("hash") or "")),
-                "calibration": visible(text),
-            }
-        )
-    return out
-
-
-def _head_flips(pack: FlipPack) -> list[dict[str, str]]:
-    return [
-        {
-            "variant": visible(str(r.variant)),
-            "slice": visible(str(r.slice)),
-            "direction": str(r.direction),
-            "prompt": visible(clip(str(r.prompt), 240, 560)),
-            "target": visible(clip(str(r.target), 300)),
-            "before": visible(clip(str(r.baseline_response), 420, 280)),
-            "after": visible(clip(str(r.variant_response), 420, 280)),
-        }
-        for r in pack.head.itertuples(index=False)
-    ]
-
-
-def _cards(data: ReportData) -> Sequence[dict[str, str]]:
-    chosen = data.recommendation.variant
-    comparison = data.comparisons.get(chosen)
-    overall = comparison.overall if comparison else None
-    worst = comparison.worst(data.run.recommend.min_items) if comparison else None
-    is_parent = chosen == data.run.parent
-    size = bytes_text(data.costs[chosen].bytes)
-    saving = data.recommendation.saving
-    cards = [
-        {"label": "Recommended", "value": visible(chosen), "note": data.tier(chosen).name},
-        {"label": "Size", "value": f"−{100 * saving:.0f} %" if saving > 0 else size, "note": size},
-    ]
-    if overall and not is_parent:
-        note = f"{100 * overall.confidence:g} % interval {interval_text(overall.ci)}"
-        cards.append({"label": "Accuracy change", "value": pp(overall.delta), "note": note})
-    elif overall:
-        note = f"{overall.items} items"
-        cards.append(
-            {"label": "Accuracy", "value": f"{100 * overall.accuracy:.1f} %", "note": note}
-        )
-    if worst and not is_parent:
-        note = f"{visible(worst.slice)} · {interval_text(worst.ci)}"
-        cards.append({"label": "Worst slice", "value": pp(worst.delta), "note": note})
-    return cards
-
-
 def page(data: ReportData, pack: FlipPack) -> str:
     """The whole report as HTML."""
     script = _asset("app.js")
@@ -335,37 +89,27 @@ def page(data: ReportData, pack: FlipPack) -> str:
         script_hash=_csp_hash(script),
         headline=visible(headline(data)),
         why=visible(data.recommendation.why),
-        cards=_cards(data),
+        cards=cards(data),
         banners=[visible(b) for b in banners(data)],
         uneven=[visible(t) for t in unevenness_text(data)],
         legend=legend(data),
-        frontiers=_frontiers(data),
+        frontiers=frontiers(data),
         variants=variant_rows(data),
         heat=heatmap(data),
         panels=cliff_panels(data),
         kl_wide=kl_chart(data, WIDE[0]),
         kl_narrow=kl_chart(data, NARROW[0]),
-        kl_table=_kl_table(data),
+        kl_table=kl_table(data),
         fidelity=fidelity_rows(data),
         costs=cost_rows(data),
         dequantized=len(data.dequantized),
         flips=pack,
         flips_meta=json_block(pack.meta),
-        head_flips=_head_flips(pack),
-        facts=[(k, visible(v)) for k, v in _facts(data)],
-        artifacts=_artifacts(data),
+        head_flips=head_flips(pack),
+        facts=[(k, visible(v)) for k, v in facts(data)],
+        artifacts=artifacts(data),
         limits=[visible(t) for t in limits(data)],
         warnings=[visible(w) for w in data.warnings],
         plan=data.run.recommend,
-        perplexity=[
-            {
-                "variant": visible(c.variant),
-                "slice": visible(p.slice),
-                "ratio": f"{p.ratio:.4f}",
-                "ci": f"{p.ci[0]:.4f} to {p.ci[1]:.4f}" if p.ci else "no interval",
-                "units": f"{p.units:,}",
-            }
-            for c in data.others
-            for p in c.perplexity.values()
-        ],
+        perplexity=perplexity_rows(data),
     )

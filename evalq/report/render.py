@@ -79,5 +79,5 @@ def render(run: Path, figures: Sequence[Figure] = FIGURES) -> Path:
     _write(out / "summary.json", content + "\n")
     _write(out / "summary.md", markdown(data))
     path = out / "index.html"
-    _write(path, page(data, pack_flips(opened, flips)))
+    _write(path, page(data, pack_flips(opened, flips, data.recommendation.variant)))
     return path

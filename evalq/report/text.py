@@ -17,6 +17,7 @@ __all__ = [
     "markdown_safe",
     "p_text",
     "pp",
+    "short",
     "speed_text",
     "visible",
 ]
@@ -60,6 +61,16 @@ def clip(text: str, head: int, tail: int = 0) -> str:
     cut = f"[… {len(text) - head - tail} characters …]"
     parts = (text[:head], cut, text[len(text) - tail :] if tail else "")
     return " ".join(p for p in parts if p)
+
+
+def short(text: str, length: int) -> str:
+    """A label of at most ``length`` characters, visible ones.
+
+    >>> short("multilingual/sw", 8)
+    'multili…'
+    """
+    shown = visible(text)
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
 def csv_safe(value: object) -> object:

@@ -61,7 +61,7 @@ def test_summary_json_is_as_the_design_has_it(rendered: Path) -> None:
     ]
     assert set(summary["parent"]) == {"name", "hash", "bits_per_weight", "bytes"}
     assert set(summary["recommended"]) == {"variant", "why"}
-    assert [v["name"] for v in summary["variants"]][0] == "parent"
+    assert summary["variants"][0]["name"] == "parent"
     assert len(summary["variants"]) == 13
     for variant in summary["variants"]:
         assert set(variant) == VARIANT_KEYS

@@ -111,10 +111,11 @@
   };
   const perVariant = tally("variant");
   options(variantSelect, meta.variants.map((name, i) => [i, name, perVariant.get(i) || 0]).filter((v) => v[2]));
+  if (perVariant.get(meta.preferred)) variantSelect.value = String(meta.preferred);
   options(sliceSelect, [...tally("slice")].map(([name, count]) => [name, name, count]));
 
   const rows = $("rows"), pad = $("pad"), detail = $("detail"), count = $("f-count");
-  const HEIGHT = 62;
+  const HEIGHT = 74;
   let shown = [], selected = 0, round = 0;
 
   const oneLine = (text) => {
