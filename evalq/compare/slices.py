@@ -193,6 +193,8 @@ def _slice(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) -> Sli
     try:
         if binary and clusters == len(frame):
             result = stats.paired_binary(lost, gained, len(frame), confidence)
+        elif binary:
+            result = stats.paired_clustered(difference, cluster, confidence)
         else:
             shared = cluster if clusters < len(frame) else None
             result = stats.paired_mean(difference, shared, confidence)

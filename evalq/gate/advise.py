@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -193,11 +194,9 @@ def _margin_pp(result: SliceResult, confidence: float) -> float:
 
 def _quoted(name: str) -> str:
     """A YAML key that is read back as this very text."""
-    plain = name.replace("/", "").replace("_", "").replace("-", "")
-    if plain.isascii() and plain.isalnum() and plain[0].isalpha() and len(plain) > 3:
-        return name
-    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    words = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*(/[A-Za-z0-9_-]+)*", name)
+    return name if plain and name.lower() not in words else json.dumps(name)
 
 
 def draft_policy(run: Run, variant: str | None = None, alpha: float = 0.05) -> str:
@@ -218,8 +217,8 @@ def draft_policy(run: Run, variant: str | None = None, alpha: float = 0.05) -> s
     names = ", ".join(c.variant for c in comparisons)
     lines = [
         "# What a release may lose. Written by `evalq policy init`; the margins are the least that",
-        "# the items of this run resolve with a power of 80 % when nothing is lost in truth, at the",
-        f"# flip rates of {json.dumps(names, ensure_ascii=False)}.",
+        "# the items of this run resolve with a power of 80 % when nothing is lost in truth.",
+        f"# Flip rates are those of {json.dumps(names)}.",
         "# A tighter margin needs more items: evalq stats power --flip-rate P --margin-pp M",
         "policy_version: 1",
         f"alpha: {alpha:g}                # one-sided error of a pass, and of all fails together",

@@ -15,20 +15,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc, chdtrc, gammaln, ndtri, stdtr
+from scipy.special import betainc, chdtrc, gammaln, ndtri, stdtr, stdtrit
 
 from evalq.errors import StatisticsError
 from evalq.stats._check import finite_vector, flip_counts, inside
-from evalq.stats.clusters import MeanResult, cluster_warnings, clustered_mean
+from evalq.stats.clusters import MeanResult, cluster_warnings, clustered_mean, design_effect
 
 __all__ = [
     "ChiSquare",
     "PairedResult",
+    "clustered_tango",
     "mcnemar_chi2",
     "mcnemar_exact",
     "mcnemar_midp",
     "mcnemar_worse",
     "paired_binary",
+    "paired_clustered",
     "paired_mean",
     "tango_interval",
     "tango_z",
@@ -152,17 +154,52 @@ def tango_interval(
     """
     inside(confidence, 0, 1, "confidence")
     b, c, n = flip_counts(lost, gained, items)
-    z = float(ndtri((1 + confidence) / 2))
+    return _invert(b, c, n, np.full_like(n, float(ndtri((1 + confidence) / 2))))
+
+
+def clustered_tango(
+    lost: ArrayLike,
+    gained: ArrayLike,
+    items: ArrayLike,
+    clusters: ArrayLike,
+    effect: ArrayLike,
+    confidence: float = 0.90,
+) -> tuple[Floats, Floats]:
+    """Tango's interval where items share clusters: counts over the design effect, t for z.
+
+    Dividing b, c and n by the design effect leaves the estimate and multiplies the score's
+    variance by it (Rao and Scott 1992); the quantile is Student's with G - 1 degrees of freedom.
+    Unlike the t interval of the cluster-robust mean it takes the variance at the difference that
+    is tried, so it keeps its level with few flips, all one way. Without any flip the design effect
+    is unknown, and each cluster counts as one item. Vectorized.
+
+    Args:
+        lost, gained, items: counts.
+        clusters: G, at least 2.
+        effect: design effect, at least 1.
+
+    Raises:
+        StatisticsError: counts as ``tango_interval``, fewer than 2 clusters, more clusters than
+            items, a design effect below 1.
+    """
+    inside(confidence, 0, 1, "confidence")
+    b, c, n = flip_counts(lost, gained, items)
+    groups, inflation = np.asarray(clusters, np.float64), np.asarray(effect, np.float64)
+    if not ((groups >= 2) & (groups <= n)).all():
+        raise StatisticsError("clusters must be at least 2 and at most the items")
+    if not ((inflation >= 1) & np.isfinite(inflation)).all():
+        raise StatisticsError("a design effect is a finite number of at least 1")
+    b, c, n, groups, inflation = np.broadcast_arrays(b, c, n, groups, inflation)
+    scale = np.where(b + c == 0, n / groups, inflation)
+    quantile = np.asarray(stdtrit(groups - 1, (1 + confidence) / 2), np.float64)
+    return _invert(b / scale, c / scale, n / scale, quantile)
+
+
+def _invert(b: Floats, c: Floats, n: Floats, z: Floats) -> tuple[Floats, Floats]:
+    """Both ends of the D with z(D)^2 at most z^2, by bisection from the estimate outwards."""
     estimate = (c - b) / n
-    lower = _bound(b, c, n, estimate, -1.0, z)
-    upper = _bound(b, c, n, estimate, 1.0, z)
-    return lower, upper
-
-
-def _bound(b: Floats, c: Floats, n: Floats, estimate: Floats, end: float, z: float) -> Floats:
-    """The D between ``estimate`` and ``end`` where z(D)^2 reaches z^2."""
-    inner = estimate.copy()
-    outer = np.full_like(estimate, end)
+    end = np.stack([np.full_like(estimate, -1.0), np.full_like(estimate, 1.0)])
+    inner, outer = np.stack([estimate, estimate]), end
     for _ in range(64):
         middle = (inner + outer) / 2
         excess = c - b - n * middle
@@ -170,7 +207,8 @@ def _bound(b: Floats, c: Floats, n: Floats, estimate: Floats, end: float, z: flo
         inner = np.where(accepted, middle, inner)
         outer = np.where(accepted, outer, middle)
     # All items lost (or gained): every D up to the end itself is accepted.
-    return np.where(estimate == end, end, inner)
+    inner = np.where(estimate == end, end, inner)
+    return inner[0], inner[1]
 
 
 def mcnemar_worse(lost: ArrayLike, gained: ArrayLike) -> Floats:
@@ -292,8 +330,8 @@ def paired_mean(
 ) -> PairedResult:
     """Mean difference, variant - parent, cluster-robust with t(G - 1).
 
-    For scores that are not 0 or 1, or items that share a cluster; where items are binary and
-    independent, ``paired_binary`` is sharper.
+    For scores that are not 0 or 1. Where they are, ``paired_binary`` (independent items) and
+    ``paired_clustered`` keep their level with few flips, which the t interval does not.
 
     Where no difference varies, the t interval has no width and would claim certainty. If the
     differences are 0 throughout, the interval is then Tango's for no flips among G independent
@@ -331,6 +369,58 @@ def paired_mean(
         method=how,
         warnings=warnings,
         clusters=mean.clusters,
+        confidence=confidence,
+    )
+
+
+def paired_clustered(
+    differences: ArrayLike,
+    clusters: Sequence[Any] | NDArray[Any],
+    confidence: float = 0.90,
+) -> PairedResult:
+    """Difference in accuracy over right-or-wrong items that share clusters.
+
+    The interval is ``clustered_tango`` with the design effect of the differences (not below 1).
+    In simulations of 400 items in 100 clusters with 2 % of items flipping, a true loss at the
+    margin passed 10 % of the time by the t interval of the cluster-robust mean and 5 % by this one
+    (``make bench-gate``). ``p_worse`` is the larger of the score test's, which knows the clusters,
+    and the exact McNemar test's, which knows that flips are few; so is the two-sided p.
+
+    Args:
+        differences: ``[N]``, each -1, 0 or 1.
+        clusters: ``[N]`` labels.
+        confidence: of the two-sided interval.
+
+    Raises:
+        StatisticsError: as ``paired_mean``, or a difference that is not -1, 0 or 1.
+    """
+    values = finite_vector(differences, "differences")
+    if not np.isin(values, (-1.0, 0.0, 1.0)).all():
+        raise StatisticsError(
+            "differences of right-or-wrong items are -1, 0 or 1",
+            hint="For other scores use paired_mean.",
+        )
+    mean = clustered_mean(values, clusters, confidence)
+    effect = max(1.0, design_effect(values, clusters))
+    n, groups = values.size, mean.clusters
+    b, c = int((values < 0).sum()), int((values > 0).sum())
+    low, high = clustered_tango(b, c, n, groups, effect, confidence)
+    p_worse, p_two = float(mcnemar_worse(b, c)), float(mcnemar_midp(b, c))
+    if b + c:
+        score = (c - b) / math.sqrt((b + c) * effect)
+        p_worse = max(p_worse, float(stdtr(groups - 1, score)))
+        p_two = max(p_two, float(2 * stdtr(groups - 1, -abs(score))))
+    return PairedResult(
+        delta=(c - b) / n,
+        ci=(float(low), float(high)),
+        items=n,
+        lost=b,
+        gained=c,
+        p_worse=p_worse,
+        p_two_sided_midp=p_two,
+        method=f"Tango score interval, design effect {effect:.2f}, t({groups - 1})",
+        warnings=cluster_warnings(groups, n) + _binary_warnings(b, c, n),
+        clusters=groups,
         confidence=confidence,
     )
 

@@ -202,6 +202,47 @@ def test_the_order_of_items_changes_nothing(order: list[int]) -> None:
     assert there.ci == pytest.approx(back.ci, rel=1e-12)
 
 
+def test_clusters_of_one_are_independent_items() -> None:
+    d = np.array([-1.0] * 12 + [1.0] * 5 + [0.0] * 283)
+    there, back = stats.paired_clustered(d, np.arange(300)), stats.paired_binary(12, 5, 300)
+    assert there.delta == back.delta
+    assert there.ci == pytest.approx(back.ci, abs=3e-4)  # t(299) for z
+    assert there.p_worse == pytest.approx(back.p_worse, abs=0.02)
+
+
+def test_copies_of_items_add_nothing() -> None:
+    rng = np.random.default_rng(6)
+    d = rng.choice([-1.0, 0.0, 1.0], 200, p=[0.08, 0.87, 0.05])
+    alone = stats.paired_clustered(d, np.arange(200))
+    copied = stats.paired_clustered(np.repeat(d, 5), np.repeat(np.arange(200), 5))
+    assert copied.ci == pytest.approx(alone.ci, abs=2e-4)
+
+
+def test_clustered_score_interval_keeps_its_level_where_t_does_not() -> None:
+    """True loss at the margin of 2 pp, 2 % flips, 100 clusters of 4 with shared luck."""
+    rng = np.random.default_rng(12)
+    codes = np.repeat(np.arange(100), 4)
+    score = t = 0
+    for _ in range(1500):
+        x = math.sqrt(0.3) * rng.normal(size=100)[codes] + math.sqrt(0.7) * rng.normal(size=400)
+        d = -(x < sps.norm.ppf(0.02)).astype(float)
+        score += stats.paired_clustered(d, codes).ci[0] > -0.02
+        t += stats.paired_mean(d, codes).ci[0] > -0.02
+    assert score / 1500 <= 0.05 + 0.015
+    assert t / 1500 > 0.07
+
+
+def test_clustered_refuses_what_is_not_right_or_wrong() -> None:
+    with pytest.raises(StatisticsError, match="paired_mean"):
+        stats.paired_clustered([0.5, -1.0, 0.0], [1, 2, 3])
+    with pytest.raises(StatisticsError, match="design effect"):
+        stats.clustered_tango(1, 1, 10, 5, 0.5)
+    with pytest.raises(StatisticsError, match="clusters"):
+        stats.clustered_tango(1, 1, 10, 1, 1.0)
+    nothing = stats.paired_clustered(np.zeros(60), np.repeat(np.arange(20), 3))
+    assert nothing.ci[0] < stats.paired_binary(0, 0, 20).ci[0]
+
+
 def test_edges() -> None:
     nothing = stats.paired_binary(0, 0, 100)
     z2 = float(sps.norm.ppf(0.95)) ** 2
