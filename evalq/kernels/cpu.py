@@ -3,7 +3,7 @@
 Codes are kept in 2, 4 or 8 bits (3-bit codes take 4, 5 to 7 take 8) and multiplied as exact
 integers: a product is ``scale * sum((code - zero) * x)`` over each group, summed in float32. Up to
 ``DECODE_ROWS`` rows of activations read the codes themselves; for more, the weight is dequantized
-into a scratch matrix of the activations' dtype and torch multiplies.
+a panel of output rows at a time, in the activations' dtype, and torch multiplies.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from evalq.schema import PerGroup, WeightScheme
 
 __all__ = ["DECODE_ROWS", "NATIVE", "REFERENCE", "NativeKernel", "ReferenceKernel"]
 
-DECODE_ROWS = 16
+DECODE_ROWS = 24
 """Above so many rows, dequantizing once is faster than reading codes (benchmarks/RESULTS.md)."""
 
 _LANES = 16
+_PANEL_BYTES = 1 << 19
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -99,7 +100,7 @@ class NativeKernel:
             x = reference.quantize_activations(x, packed.activation_bits)
         rows = x.shape[0]
         if rows > DECODE_ROWS:
-            return x @ self._dequantize(packed)[:, : packed.shape[0]]
+            return self._multiply_panels(x, packed)
         result = x.new_empty(rows, packed.shape[0])
         failed = native.library().evalq_multiply(
             x.data_ptr(),
@@ -113,13 +114,24 @@ class NativeKernel:
             raise KernelError(f"no memory for {rows} rows of activations")
         return result
 
-    def _dequantize(self, packed: PackedWeight) -> Tensor:
-        """The transposed weight ``[in, out padded to 16]``."""
-        columns = packed.shape[1]
-        result = torch.empty(columns, packed.tensors[1].shape[1], dtype=packed.dtype)
-        native.library().evalq_dequantize(
-            result.data_ptr(), _KINDS[packed.dtype], columns, *self._arguments(packed)
-        )
+    def _multiply_panels(self, x: Tensor, packed: PackedWeight) -> Tensor:
+        """Dequantizes so many output rows at a time that they stay in the cache."""
+        out, columns = packed.shape
+        blocks = packed.tensors[0].shape[0]
+        each = max(8, _PANEL_BYTES // (columns * x.element_size() * _LANES))
+        arguments = self._arguments(packed)
+        scratch = torch.empty(columns * min(each, blocks) * _LANES, dtype=packed.dtype)
+        result = x.new_empty(x.shape[0], out)
+        for first in range(0, blocks, each):
+            last = min(first + each, blocks)
+            panel = scratch[: columns * (last - first) * _LANES].view(columns, -1)
+            native.library().evalq_dequantize(
+                panel.data_ptr(), _KINDS[packed.dtype], columns, first, last, *arguments
+            )
+            start, stop = first * _LANES, min(last * _LANES, out)
+            if stop - start == out:
+                return x @ panel[:, :out]
+            result[:, start:stop] = (x @ panel)[:, : stop - start]
         return result
 
     @staticmethod

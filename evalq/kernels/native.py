@@ -87,7 +87,7 @@ def _load() -> ctypes.CDLL | KernelError:
     weight: list[Any] = [pointer] * 3 + [ctypes.c_float, integer] + [number] * 4 + [integer]
     loaded.evalq_multiply.argtypes = [pointer, pointer, integer, number, number, *weight]
     loaded.evalq_multiply.restype = integer
-    loaded.evalq_dequantize.argtypes = [pointer, integer, number, *weight]
+    loaded.evalq_dequantize.argtypes = [pointer, integer, number, number, number, *weight]
     loaded.evalq_dequantize.restype = integer
     return loaded
 

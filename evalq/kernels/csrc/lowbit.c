@@ -121,8 +121,8 @@ INLINE void multiply_block(const Weight *w, int64_t block, const float *x, int64
     }
 }
 
-INLINE void dequantize_block(const Weight *w, int64_t block, void *out, int kind, int64_t ldo,
-                             int64_t inputs, const int BITS, const int SHARED) {
+INLINE void dequantize_block(const Weight *w, int64_t block, int64_t at, void *out, int kind,
+                             int64_t ldo, int64_t inputs, const int BITS, const int SHARED) {
     VISIT_GROUPS(BITS, SHARED)
         for (int64_t i = first; i < last; i++) {
             vu word;
@@ -133,12 +133,12 @@ INLINE void dequantize_block(const Weight *w, int64_t block, void *out, int kind
                 if (k >= inputs) break;
                 const vf value = codes(word, j, BITS, SHARED, table, zero) * scale;
                 if (kind == F32) {
-                    memcpy((float *)out + k * ldo + block * LANES, &value, 64);
+                    memcpy((float *)out + k * ldo + at, &value, 64);
                 } else {
                     const vu bits = (vu)value;
                     const vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
                     const vh half = __builtin_convertvector(rounded, vh);
-                    memcpy((uint16_t *)out + k * ldo + block * LANES, &half, 32);
+                    memcpy((uint16_t *)out + k * ldo + at, &half, 32);
                 }
             }
         }
@@ -218,20 +218,22 @@ int evalq_multiply(const void *x, void *out, int kind, int64_t rows, int64_t inp
     return 0;
 }
 
-/* The transposed weight [inputs][16 * blocks] in the kind given. */
-int evalq_dequantize(void *out, int kind, int64_t inputs, const void *words, const void *scales,
-                     const void *zeros, float zero, int bits, int64_t rows_out, int64_t columns,
-                     int64_t groups, int64_t group_words, int threads) {
+/* Blocks first to last (not included) of the transposed weight, [inputs][16 * (last - first)]. */
+int evalq_dequantize(void *out, int kind, int64_t inputs, int64_t first, int64_t last,
+                     const void *words, const void *scales, const void *zeros, float zero, int bits,
+                     int64_t rows_out, int64_t columns, int64_t groups, int64_t group_words,
+                     int threads) {
     const Weight w =
         describe(words, scales, zeros, zero, rows_out, columns, groups, group_words);
-    const int64_t ldo = w.blocks * LANES;
+    const int64_t ldo = (last - first) * LANES;
 #define CASE(B)                                                                            \
     if (bits == B) {                                                                       \
-        if (zeros == NULL) dequantize_block(&w, block, out, kind, ldo, inputs, B, 1);      \
-        else dequantize_block(&w, block, out, kind, ldo, inputs, B, 0);                    \
+        if (zeros == NULL) dequantize_block(&w, block, at, out, kind, ldo, inputs, B, 1);  \
+        else dequantize_block(&w, block, at, out, kind, ldo, inputs, B, 0);                \
     }
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t block = 0; block < w.blocks; block++) {
+    for (int64_t block = first; block < last; block++) {
+        const int64_t at = (block - first) * LANES;
         CASE(2)
         CASE(4)
         CASE(8)
