@@ -17,7 +17,7 @@ from evalq.gate.result import OVERALL, Check, Decision, Example
 from evalq.gate.rules import ResolvedRule, resolve
 from evalq.schema import slice_ancestors
 
-__all__ = ["Case", "checks_of", "slices_of"]
+__all__ = ["Case", "checks_of", "judge_accuracy", "slices_of"]
 
 EXAMPLES = 3
 TEXT = 400
@@ -193,6 +193,19 @@ def _accuracy(
     case: Case, result: SliceResult, rule: SliceRule, role: Role, place: tuple[str, str, int]
 ) -> Check:
     margin = evidence.margin_of(rule, result.parent_accuracy)
+    check = judge_accuracy(result, margin, role, place)
+    return check if check.verdict == "pass" else replace(check, examples=_examples(case, place[0]))
+
+
+def judge_accuracy(
+    result: SliceResult, margin: float, role: Role, place: tuple[str, str, int]
+) -> Check:
+    """One slice's difference against a margin, raw: no correction for many slices is made.
+
+    Args:
+        margin: in accuracy (0 to 1).
+        place: slice, rule and its line.
+    """
     found = result.verdict(margin)
     verdict: Decision = found.verdict
     notes = list(result.warnings)
@@ -227,13 +240,12 @@ def _accuracy(
         p=result.p_worse,
         holm=True,
         detected_loss=found.detected_loss,
-        items_needed=_needed(result, margin, verdict, case.confidence),
+        items_needed=_needed(result, margin, verdict),
         notes=tuple(notes),
-        examples=() if verdict == "pass" else _examples(case, place[0]),
     )
 
 
-def _needed(result: SliceResult, margin: float, verdict: Decision, confidence: float) -> int | None:
+def _needed(result: SliceResult, margin: float, verdict: Decision) -> int | None:
     if verdict != "inconclusive":
         return None
     rate = (result.lost + result.gained) / result.items
@@ -244,7 +256,7 @@ def _needed(result: SliceResult, margin: float, verdict: Decision, confidence: f
         rate,
         result.items,
         margin,
-        confidence,
+        result.confidence,
         design_effect=evidence.design_effect_of(result),
     ).items
 
