@@ -206,7 +206,7 @@ def build(
         for entry in suite.tasks:
             if (suite.name, entry.task) not in seen:
                 seen.add((suite.name, entry.task))
-                loaded = load_task(suite, entry, folder)
+                loaded = load_task(entry, folder)
                 built.append(build_task(loaded, suite, entry, limit=limit, prompts=prompts))
     for workload in workloads:
         for task in build_workload(workload, limit=limit, prompts=prompts):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from evalq.errors import EvalqError, TaskError
 from evalq.tasks.data import Row, Spec, expected, find_local, read_table, to_dataset
 from evalq.tasks.index import find_task, load_config
-from evalq.tasks.suites import Suite, SuiteTask
+from evalq.tasks.suites import SuiteTask
 
 __all__ = ["LoadedTask", "compiled_templates", "load_task", "make_task", "quiet"]
 
@@ -55,19 +55,19 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def load_task(suite: Suite, entry: SuiteTask, data_dir: Path | None) -> LoadedTask:
+def load_task(entry: SuiteTask, data_dir: Path | None) -> LoadedTask:
     """The lm-eval task of a suite's entry.
 
     Raises:
         TaskError: no such task, another version than the suite pins, no data and no network, a task
             that needs images, sound or to run generated code.
     """
-    path = suite.path.parent / entry.file if entry.file else find_task(entry.task)
+    path = Path(entry.file) if entry.file else find_task(entry.task)
     config = load_config(path)
     if config.get("task") != entry.task:
         raise TaskError(
             f"{path} defines task {config.get('task')!r}, not {entry.task!r}",
-            hint=f"Correct 'task' or 'file' in {suite.path}.",
+            hint="Correct 'task' or 'file' in the suite.",
         )
     _check_kind(entry.task, config)
     dataset, source, notes = _documents(entry, config, path, data_dir)
@@ -75,7 +75,7 @@ def load_task(suite: Suite, entry: SuiteTask, data_dir: Path | None) -> LoadedTa
     if entry.version and str(task.VERSION) != entry.version:
         raise TaskError(
             f"task {entry.task!r} is version {task.VERSION} in the installed lm-eval, and "
-            f"{suite.path.name} was written for version {entry.version}",
+            f"the suite was written for version {entry.version}",
             hint="Install the lm-eval that the suite was written for, or update the suite.",
         )
     return LoadedTask(task, source, notes)

@@ -43,7 +43,8 @@ class SuiteTask(_Entry):
     Args:
         task: an lm-eval task name.
         slice: the most specific slice that its items belong to.
-        file: the task's YAML, relative to the suite file; by default lm-eval's own.
+        file: the task's YAML, relative to the suite file (``load_suite`` makes it absolute); by
+            default lm-eval's own.
         metric: primary metric; by default the task's first.
         filter: lm-eval filter that the metrics are of; by default the task's first.
         num_fewshot: examples in the prompt; by default the task's own number.
@@ -88,7 +89,7 @@ class Suite:
         version: goes up whenever results stop being comparable.
         description: one line.
         tasks: in the file's order.
-        path: the file it was read from; ``file`` entries are relative to its folder.
+        path: the file it was read from.
     """
 
     name: str
@@ -171,7 +172,13 @@ def _read(path: Path) -> Suite:
         if task.task in seen:
             raise PlanError(f"{path}: task {task.task!r} is listed twice")
         seen.add(task.task)
-    return Suite(parsed.suite, parsed.version, parsed.description, parsed.tasks, path)
+    tasks = tuple(
+        task.model_copy(update={"file": str((path.parent / task.file).resolve())})
+        if task.file
+        else task
+        for task in parsed.tasks
+    )
+    return Suite(parsed.suite, parsed.version, parsed.description, tasks, path)
 
 
 def _explain(error: ValidationError, path: Path) -> PlanError:

@@ -23,6 +23,7 @@ from evalq.tasks.bridge import BuiltTask, build
 from evalq.tasks.index import find_task
 from evalq.tasks.items import ItemScore
 from evalq.tasks.prompts import PromptSettings
+from evalq.tasks.suites import load_suite
 from tests.tasks.conftest import Oracle
 
 
@@ -294,6 +295,24 @@ def test_every_kind_of_task_equals_lm_eval(
     records = assert_equal(built, oracle, samples)
     assert [r.cluster for r in records] == [f"w{i}" for i in range(12)]
     assert {r.task_version for r in records} == {"1.5"}
+
+
+@pytest.mark.parametrize(
+    "selection",
+    ["builtin-math:builtin_chains", "builtin-reasoning:builtin_boolean", "builtin-text"],
+)
+def test_built_in_suites_equal_lm_eval(
+    selection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (built,) = build([selection], limit=20)
+    (entry,) = load_suite(selection).tasks
+    monkeypatch.chdir(Path(entry.file).parent)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    theirs = TaskIndex.entry_from_path(Path(entry.file))
+    assert theirs is not None
+    oracle = Oracle(known_answers(built))
+    samples = lm_eval_samples(TaskFactory()._build_task(theirs, None), oracle, 20)
+    assert_equal(built, oracle, samples)
 
 
 def test_rolling_tasks_give_nats_over_words(tmp_path: Path) -> None:

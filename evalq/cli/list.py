@@ -1,0 +1,160 @@
+"""``evalq list``: what the registries hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["app", "suite_rows", "task_rows"]
+
+app = typer.Typer(help="List suites, tasks, methods and formats.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def suite_rows() -> list[dict[str, Any]]:
+    """One row a shipped suite.
+
+    Raises:
+        PlanError: a suite file that does not hold a suite.
+    """
+    from evalq.tasks.slices import slice_tree
+    from evalq.tasks.suites import list_suites
+
+    return [
+        {
+            "suite": suite.name,
+            "version": suite.version,
+            "tasks": len(suite.tasks),
+            "slices": slice_tree(task.slice for task in suite.tasks),
+            "description": suite.description,
+        }
+        for suite in list_suites()
+    ]
+
+
+def task_rows(suites: Sequence[str] = (), in_slice: str = "") -> list[dict[str, Any]]:
+    """One row a task of the suites: all that are shipped, or those given.
+
+    Args:
+        suites: names, files or selections.
+        in_slice: only tasks whose items count in that slice.
+
+    Raises:
+        PlanError: an unknown suite, or a slice that no task is in (the nearest is suggested).
+    """
+    from evalq.errors import PlanError, nearest
+    from evalq.tasks import slices
+    from evalq.tasks.suites import list_suites, load_suite
+
+    chosen = [load_suite(name) for name in suites] if suites else list_suites()
+    rows = [
+        {
+            "suite": suite.name,
+            "task": task.task,
+            "slice": task.slice,
+            "version": task.version or None,
+            "metric": task.metric or None,
+            "filter": task.filter or None,
+            "num_fewshot": task.num_fewshot,
+            "limit": task.limit,
+        }
+        for suite in chosen
+        for task in suite.tasks
+    ]
+    if not in_slice:
+        return rows
+    kept = [row for row in rows if slices.in_slice(str(row["slice"]), in_slice)]
+    if not kept:
+        known = slices.slice_tree(str(row["slice"]) for row in rows)
+        raise PlanError(f"no task is in slice {in_slice!r}", hint=nearest(in_slice, known))
+    return kept
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Left-aligned columns, the last as wide as it is."""
+    cells = [["" if row[c] is None else str(row[c]) for c in columns] for row in rows]
+    widths = [max([len(c), *(len(r[i]) for r in cells)]) for i, c in enumerate(columns)]
+    for line in [list(columns), *cells]:
+        padded = [text.ljust(width) for text, width in zip(line, widths, strict=True)]
+        typer.echo("  ".join(padded).rstrip())
+
+
+@app.command("suites")
+def suites(json_: Json = False) -> None:
+    """The suites that evalq ships.
+
+    Example: evalq list suites
+    """
+    rows = suite_rows()
+    if json_:
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    _table(rows, ("suite", "version", "tasks", "description"))
+    typer.echo("\nRun one with --suite NAME, some of its tasks with --suite 'NAME:GLOB'.")
+
+
+@app.command("tasks")
+def tasks(
+    in_slice: Annotated[
+        str, typer.Option("--slice", help="Only tasks in this slice, e.g. multilingual/sw.")
+    ] = "",
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Only tasks of this suite; can be given again.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """The tasks of the suites, by slice.
+
+    Example: evalq list tasks --slice multilingual/sw
+    """
+    rows = task_rows(suite or (), in_slice)
+    if json_:
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    _table(rows, ("suite", "task", "slice", "version", "metric"))
+
+
+@app.command("methods")
+def methods(json_: Json = False) -> None:
+    """The quantization methods.
+
+    Example: evalq list methods
+    """
+    from evalq.quantize.config import METHODS
+
+    _registry([(name, METHODS.summary(name)) for name in METHODS], json_)
+
+
+@app.command("formats")
+def formats(json_: Json = False) -> None:
+    """The formats that artifacts are written in.
+
+    Example: evalq list formats
+    """
+    from evalq.artifacts.api import FORMATS
+
+    _registry([(name, FORMATS.summary(name)) for name in FORMATS], json_)
+
+
+@app.command("scorers")
+def scorers(json_: Json = False) -> None:
+    """The scorers of a workload's free answers.
+
+    Example: evalq list scorers
+    """
+    from evalq.tasks.scorers import SCORERS
+
+    rows = [(name, (type(s).__doc__ or "").strip().splitlines()[0]) for name, s in SCORERS.items()]
+    _registry(rows, json_)
+
+
+def _registry(entries: Sequence[tuple[str, str]], as_json: bool) -> None:
+    rows = [{"name": name, "summary": summary} for name, summary in entries]
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    _table(rows, ("name", "summary"))
