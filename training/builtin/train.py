@@ -36,7 +36,7 @@ class Recipe:
     megabytes: int = 400
     length: int = 1024
     batch: int = 64
-    seconds: float = 200.0
+    seconds: float = 188.0
     steps: int = 11000
     warmup: int = 300
     rate: float = 2.5e-3
