@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalq import stats
-from evalq.compare.pairs import pair
+from evalq.compare.pairs import Pairs, pair
 from evalq.compare.runs import Run
 from evalq.compare.slices import Comparison, SliceResult
 from evalq.errors import ComparisonError
@@ -192,11 +192,23 @@ def _axis_costs(run: Run, axis: Axis) -> tuple[dict[str, float], dict[str, str]]
     return costs, left_out
 
 
-def frontier(run: Run, axis: Axis = "bytes", resamples: int = 2000, seed: int = 0) -> Frontier:
+def frontier(
+    run: Run,
+    axis: Axis = "bytes",
+    resamples: int = 2000,
+    seed: int = 0,
+    pairs: Mapping[str, Pairs] | None = None,
+) -> Frontier:
     """Place every variant on a cost axis and say how surely it is on the frontier.
 
     Items (clusters, where items share one) are drawn with replacement, the same for all variants.
     A variant that runs dequantized has no place on a speed axis. Costs are taken as known.
+
+    Args:
+        run: the run.
+        axis: of cost.
+        resamples, seed: of the probabilities.
+        pairs: by variant, with the parent, where they are known already.
 
     Raises:
         ComparisonError: variants that were not asked the same items.
@@ -205,7 +217,7 @@ def frontier(run: Run, axis: Axis = "bytes", resamples: int = 2000, seed: int = 
     columns: dict[str, npt.NDArray[np.float64]] = {}
     clusters: npt.NDArray[np.int64] = np.array([], dtype=np.int64)
     for name in costs:
-        scored = pair(run, name).scored
+        scored = (pairs[name] if pairs and name in pairs else pair(run, name)).scored
         columns[name] = scored["variant_score"].to_numpy(dtype=float)
         clusters = scored["cluster"].to_numpy()
     if not columns or not len(clusters):

@@ -13,6 +13,10 @@ from evalq.errors import ComparisonError
 
 __all__ = ["Pairs", "pair"]
 
+_NAMES = ["suite", "task", "item_id", "slice", "filter", "metric"]
+_MINE = ["metric", "score", "nll", "units"]
+_BASE = [*_NAMES, "score", "nll", "units"]
+
 Rows = npt.NDArray[np.int64]
 
 
@@ -60,10 +64,10 @@ def pair(run: Run, variant: str, baseline: str = "parent") -> Pairs:
     for column, word in (("prompt_hash", "prompts"), ("target_hash", "targets")):
         codes = run.hashes[column]
         _refuse(run, variant, baseline, ours, codes[ours] != codes[theirs], f"the {word} differ")
-    mine, base = run.items.iloc[ours], run.items.iloc[theirs]
-    other_metric = mine["metric"].to_numpy() != base["metric"].to_numpy()
+    mine, base = run.items[_MINE].iloc[ours], run.items[_BASE].iloc[theirs]
+    other_metric = mine["metric"].cat.codes.to_numpy() != base["metric"].cat.codes.to_numpy()
     _refuse(run, variant, baseline, ours, other_metric, "the metrics differ")
-    frame = base[["suite", "task", "item_id", "slice", "filter", "metric"]].reset_index(drop=True)
+    frame = base[_NAMES].reset_index(drop=True)
     frame["cluster"] = run.clusters[theirs]
     for name in ("score", "nll"):
         frame[f"baseline_{name}"] = base[name].to_numpy(dtype=float)

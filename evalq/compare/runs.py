@@ -23,19 +23,11 @@ __all__ = ["CONTROL", "Run", "load_run"]
 CONTROL = "@control"
 """Suffix of the negative control's label in ``fidelity.parquet``."""
 
-_CATEGORIES = (
-    "variant",
-    "variant_hash",
-    "suite",
-    "task",
-    "task_version",
-    "slice",
-    "filter",
-    "metric",
-    "text",
-    "document",
-    "execution",
+_CATEGORIES = frozenset(
+    "variant variant_hash suite task task_version slice filter metric metrics item_id cluster "
+    "doc_hash prompt_hash target_hash prompt target text document execution".split()
 )
+"""Text columns that repeat, by variant at least: kept once a value."""
 
 
 @dataclass(frozen=True)
@@ -141,20 +133,21 @@ class Run:
 def _combine(frame: pd.DataFrame, columns: tuple[str, ...]) -> npt.NDArray[np.int64]:
     total = np.zeros(len(frame), dtype=np.int64)
     for name in columns:
-        codes, uniques = pd.factorize(frame[name])
-        total = total * max(len(uniques), 1) + codes
-        total = np.unique(total, return_inverse=True)[1].astype(np.int64)
+        column = frame[name].cat
+        total = total * max(len(column.categories), 1) + column.codes.to_numpy()
+        total = pd.factorize(total)[0].astype(np.int64)
     return total
 
 
 def _frame(path: Path, record: type, needed: bool) -> pd.DataFrame:
     """A table as a frame; empty where the file is missing and not needed."""
+    schema = record_schema(record)
+    texts = [name for name in schema.names if name in _CATEGORIES]
     present = path.exists() or needed
-    table = read_table(path, record) if present else record_schema(record).empty_table()
-    frame: pd.DataFrame = table.to_pandas()
-    for name in _CATEGORIES:
-        if name in frame:
-            frame[name] = frame[name].astype("category")
+    table = read_table(path, record, texts) if present else schema.empty_table()
+    frame: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
+    for name in texts:
+        frame[name] = frame[name].astype("category")
     return frame
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from evalq import stats
@@ -170,11 +171,12 @@ def _by_slice(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame, bool]]:
         return []
     column = frame["slice"]
     leaves = [str(name) for name in column.cat.categories[np.unique(column.cat.codes)]]
-    codes = column.to_numpy()
+    codes = column.cat.codes.to_numpy()
+    code_of = {str(name): code for code, name in enumerate(column.cat.categories)}
     names = sorted({a for leaf in leaves for a in slice_ancestors(leaf)})
     out = [(OVERALL, frame, False)]
     for name in names:
-        inside = [leaf for leaf in leaves if leaf == name or leaf.startswith(name + "/")]
+        inside = [code_of[x] for x in leaves if x == name or x.startswith(name + "/")]
         chosen = np.isin(codes, inside) if len(inside) < len(leaves) else slice(None)
         out.append((name, frame[chosen], name in leaves))
     return out
@@ -186,8 +188,8 @@ def _slice(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) -> Sli
     difference = ours - theirs
     lost, gained = int((difference < 0).sum()), int((difference > 0).sum())
     cluster = frame["cluster"].to_numpy()
-    clusters = len(np.unique(cluster))
-    binary = bool(np.isin(ours, (0.0, 1.0)).all() and np.isin(theirs, (0.0, 1.0)).all())
+    clusters = len(pd.unique(cluster))
+    binary = _binary(ours) and _binary(theirs)
     result: stats.PairedResult | None = None
     warnings: tuple[str, ...] = ()
     try:
@@ -220,6 +222,10 @@ def _slice(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) -> Sli
         method="" if result is None else result.method,
         warnings=warnings,
     )
+
+
+def _binary(scores: npt.NDArray[np.float64]) -> bool:
+    return bool(((scores == 0) | (scores == 1)).all())
 
 
 def _with_holm(results: Mapping[str, SliceResult]) -> dict[str, SliceResult]:

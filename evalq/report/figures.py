@@ -121,7 +121,7 @@ def _heatmap(data: ReportData) -> Drawing | None:
         ]
     )
     drawing = Drawing(
-        figsize=(2.6 + 0.52 * len(columns), 1.5 + 0.27 * len(names)), layout="constrained"
+        figsize=(max(4.8, 2.8 + 0.52 * len(columns)), 2.4 + 0.27 * len(names)), layout="constrained"
     )
     ax = drawing.subplots()
     colours = LinearSegmentedColormap.from_list("evalq", ["#b33c00", "#ffffff", "#00736c"])
@@ -177,8 +177,14 @@ def _cliff(data: ReportData) -> Drawing | None:
             at = [bits.index(b) for b, _ in found]
             deltas = [100 * c.slices[name].delta for _, c in found]
             ax.plot(at, deltas, color="#9aa5af", lw=0.9, zorder=1)
-            for x, y, (_, comparison) in zip(at, deltas, found, strict=True):
-                _draw_mark(ax, data, comparison.variant, x, y, markersize=4)
+            ax.scatter(
+                at,
+                deltas,
+                s=16,
+                marker=MATPLOTLIB_MARKS[shape(data, found[0][1].variant)],
+                c=[data.tier(c.variant).light for _, c in found],
+                zorder=2,
+            )
         ax.set_title(_name(name), fontsize=8, loc="left")
         ax.set_xticks(range(len(bits)), [str(b) for b in bits])
         ax.grid(axis="y")
@@ -246,6 +252,8 @@ def save_figures(
                 buffer = io.BytesIO()
                 when = {"Date": None} if kind == "svg" else {"Software": None}
                 drawing.savefig(buffer, format=kind, dpi=200, metadata=when)
+                # The layout found for the first kind serves the second.
+                drawing.set_layout_engine("none")
                 path = directory / f"{name}.{kind}"
                 with atomic_write(path) as stream:
                     stream.write(buffer.getvalue())

@@ -154,6 +154,7 @@ def collect(run: Run, resamples: int = 2000) -> ReportData:
     four = [c for c in others if run.variant_info(c.variant).get("bits") == 4]
     uneven = [u for u in (_unevenness(c, run.recommend.min_items) for c in four) if u]
     uneven.sort(key=lambda u: -u.overall.delta)
+    pairs = {name: c.pairs for name, c in comparisons.items()}
     warnings = list(_warnings(run, comparisons))
     if absent and len(run.items):
         warnings.append(f"no item records of: {', '.join(absent)}")
@@ -164,7 +165,7 @@ def collect(run: Run, resamples: int = 2000) -> ReportData:
         comparisons=comparisons,
         fidelity=fidelity,
         control=fidelity_result(run, run.control),
-        frontiers={axis: frontier(run, axis, resamples) for axis in AXES},
+        frontiers={axis: frontier(run, axis, resamples, pairs=pairs) for axis in AXES},
         recommendation=recommend(run, others),
         costs=variant_costs(run),
         uneven=tuple(uneven),

@@ -62,8 +62,14 @@ def write_table(path: Path, record: type, rows: Sequence[Any]) -> None:
         pq.write_table(table, stream, compression="zstd")
 
 
-def read_table(path: Path, record: type) -> pa.Table:
+def read_table(path: Path, record: type, dictionary: Sequence[str] = ()) -> pa.Table:
     """The table in ``path``, checked to have the columns of ``record``.
+
+    Args:
+        path: a Parquet file.
+        record: the class of its rows.
+        dictionary: text columns that repeat, to be read dictionary-encoded (a fraction of the
+            memory).
 
     Raises:
         StoreError: missing, no Parquet, or other columns.
@@ -72,7 +78,7 @@ def read_table(path: Path, record: type) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, read_dictionary=list(dictionary))
     except FileNotFoundError:
         raise StoreError(f"{path} is missing", hint="Run the plan again: it resumes.") from None
     except (OSError, pa.ArrowInvalid) as error:
