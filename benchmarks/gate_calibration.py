@@ -272,7 +272,7 @@ def _coverage_lines() -> list[str]:
         "Coverage of Tango's 95 % interval, exact (summed over all counts), n from 50 to 2,000, "
         "flip rates from .01 to .3:",
         "",
-        "| losses among the flips | least | least with ten flips expected or more | most of those |",
+        "| losses among the flips | least | least, ten flips expected or more | most of those |",
         "| --- | --- | --- | --- |",
     ]
     for one_way in (0.5, 0.6, 0.75, 0.9, 1.0):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,24 +88,43 @@ def _comparisons(run: Run, variant: str | None, confidence: float) -> list[Compa
     return [compare(run, label, "parent", confidence) for label in labels]
 
 
-def _calmest(found: Iterable[tuple[str, SliceResult]]) -> tuple[str, SliceResult] | None:
-    """The variant that flips least: no other has a better chance to keep a margin."""
-    return min(found, key=lambda p: ((p[1].lost + p[1].gained) / p[1].items, p[0]), default=None)
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One variant's result on a slice, with the flip rate to plan on and the design effect."""
+
+    comparison: Comparison
+    result: SliceResult
+
+    @property
+    def rate(self) -> float:
+        """Flip rate, not taken below what so few items can tell."""
+        flips, items = self.result.lost + self.result.gained, self.result.items
+        return flips / items if flips >= FEWEST_FLIPS else (flips + 1) / (items + 2)
+
+    @property
+    def effect(self) -> float:
+        name = self.result.slice
+        return design_effect_of(self.comparison, None if name == OVERALL else name)
 
 
-def _on(comparisons: list[Comparison], slice_: str) -> tuple[str, SliceResult] | None:
-    found = []
+def _seen(comparisons: list[Comparison], slice_: str) -> list[_Seen]:
+    out = []
     for c in comparisons:
         result = c.overall if slice_ == OVERALL else c.slices.get(slice_)
         if result is not None:
-            found.append((c.variant, result))
-    return _calmest(found)
+            out.append(_Seen(c, result))
+    return out
 
 
-def _rate(result: SliceResult) -> float:
-    """Flip rate, not taken below what so few items can tell."""
-    flips = result.lost + result.gained
-    return flips / result.items if flips >= FEWEST_FLIPS else (flips + 1) / (result.items + 2)
+def _calmest(comparisons: list[Comparison], slice_: str) -> _Seen | None:
+    """The variant that flips least: no other has a better chance to keep a margin."""
+    found = _seen(comparisons, slice_)
+    return min(found, key=lambda s: (s.rate, s.comparison.variant), default=None)
+
+
+def _liveliest(comparisons: list[Comparison], slice_: str) -> _Seen | None:
+    """The variant that flips most: what it resolves, all of them do."""
+    return max(_seen(comparisons, slice_), key=lambda s: s.rate, default=None)
 
 
 def resolutions(loaded: LoadedPolicy, run: Run, variant: str | None = None) -> list[Resolution]:
@@ -125,13 +143,13 @@ def resolutions(loaded: LoadedPolicy, run: Run, variant: str | None = None) -> l
     if accuracy is not None:
         rule = SliceRule(**accuracy.model_dump(exclude={"role", "mandatory"}))
         place = ("metrics.accuracy", loaded.line("metrics", "accuracy"))
-        out += _resolution(loaded, _on(comparisons, OVERALL), OVERALL, rule, place)
+        out += _resolution(loaded, _calmest(comparisons, OVERALL), OVERALL, rule, place)
     for name in slices_of(run):
         resolved = resolve(loaded, name)
         if resolved is None or resolved.margin is None:
             continue
-        found = _on(comparisons, name)
-        if found is not None and found[1].items >= resolved.min_items:
+        found = _calmest(comparisons, name)
+        if found is not None and found.result.items >= resolved.min_items:
             place = (resolved.name, resolved.line)
             out += _resolution(loaded, found, name, resolved.margin, place)
     return out
@@ -139,16 +157,15 @@ def resolutions(loaded: LoadedPolicy, run: Run, variant: str | None = None) -> l
 
 def _resolution(
     loaded: LoadedPolicy,
-    found: tuple[str, SliceResult] | None,
+    found: _Seen | None,
     slice_: str,
     rule: SliceRule,
     place: tuple[str, int],
 ) -> list[Resolution]:
     if found is None:
         return []
-    variant, result = found
-    margin, rate = margin_of(rule, result.parent_accuracy), _rate(result)
-    level, effect = loaded.policy.confidence, design_effect_of(result)
+    result, rate, effect = found.result, found.rate, found.effect
+    margin, level = margin_of(rule, result.parent_accuracy), loaded.policy.confidence
     return [
         Resolution(
             slice=slice_,
@@ -160,7 +177,7 @@ def _resolution(
             ),
             items=result.items,
             needed=stats.items_needed(rate, margin, confidence=level, design_effect=effect),
-            variant=variant,
+            variant=found.comparison.variant,
             flip_rate=rate,
         )
     ]
@@ -174,20 +191,14 @@ def _candidates(comparisons: list[Comparison]) -> list[Comparison]:
     near = [c for c in comparisons if c.overall and c.overall.delta > -BROKEN]
     if near:
         return near
-    calmest = _on(comparisons, OVERALL)
-    return [c for c in comparisons if calmest is None or c.variant == calmest[0]]
+    calmest = _calmest(comparisons, OVERALL)
+    return comparisons if calmest is None else [calmest.comparison]
 
 
-def _liveliest(comparisons: list[Comparison], slice_: str) -> SliceResult | None:
-    """The result of the candidate that flips most: what it resolves, all of them do."""
-    found = [c.overall if slice_ == OVERALL else c.slices.get(slice_) for c in comparisons]
-    return max((r for r in found if r is not None), key=_rate, default=None)
-
-
-def _margin_pp(result: SliceResult, confidence: float) -> float:
+def _margin_pp(seen: _Seen, confidence: float) -> float:
     """The least margin that the items resolve, rounded up to half a point."""
     found = stats.detectable_margin(
-        _rate(result), result.items, confidence=confidence, design_effect=design_effect_of(result)
+        seen.rate, seen.result.items, confidence=confidence, design_effect=seen.effect
     )
     return min(99.0, max(0.5, math.ceil(200 * found - 1e-9) / 2))
 
@@ -240,12 +251,12 @@ def draft_policy(run: Run, variant: str | None = None, alpha: float = 0.05) -> s
 
 def _metric_lines(run: Run, comparisons: list[Comparison], level: float) -> list[str]:
     lines = []
-    result = _liveliest(comparisons, OVERALL)
-    if result is not None:
-        margin = _margin_pp(result, level)
+    seen = _liveliest(comparisons, OVERALL)
+    if seen is not None:
+        margin = _margin_pp(seen, level)
         lines.append(
             f"  accuracy: {{margin_pp: {margin:g}, mandatory: true}}"
-            f"  # {result.items:,} items, {100 * _rate(result):.1f} % flip"
+            f"  # {seen.result.items:,} items, {100 * seen.rate:.1f} % flip"
         )
     measured = [v for v in run.variants if v != run.parent and len(fidelity_frame(run, v))]
     if measured:
@@ -270,16 +281,16 @@ def _slice_lines(run: Run, comparisons: list[Comparison], level: float) -> list[
         return []
     lines = ["slices:", f"  default: {{min_items: {MIN_ITEMS}, role: advisory, correction: holm}}"]
     required = []
-    for name, result in usable:
-        few = result.items < MIN_ITEMS
+    for name, seen in usable:
+        few = seen.result.items < MIN_ITEMS
         top = "/" not in name
         role = "mandatory" if top and not few else "advisory"
         if role == "mandatory":
             required.append(name)
-        comment = f"# {result.items:,} items, {100 * _rate(result):.1f} % flip"
+        comment = f"# {seen.result.items:,} items, {100 * seen.rate:.1f} % flip"
         if few:
             comment += f": fewer than {MIN_ITEMS}, so advisory whatever is written here"
-        margin = _margin_pp(result, level)
+        margin = _margin_pp(seen, level)
         lines.append(f"  {_quoted(name)}: {{margin_pp: {margin:g}, role: {role}}}  {comment}")
     names = ", ".join(_quoted(n) for n in required)
     lines.append(f"require: [{names}]  # not run = not certified")

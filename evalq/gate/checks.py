@@ -194,7 +194,17 @@ def _accuracy(
 ) -> Check:
     margin = evidence.margin_of(rule, result.parent_accuracy)
     check = judge_accuracy(result, margin, role, place)
-    return check if check.verdict == "pass" else replace(check, examples=_examples(case, place[0]))
+    if check.verdict == "pass":
+        return check
+    slice_ = None if place[0] == OVERALL else place[0]
+    needed = None
+    if check.verdict == "inconclusive":
+        needed = _needed(case, result, margin, slice_)
+    return replace(
+        check,
+        items_needed=needed,
+        examples=_examples(case, slice_),
+    )
 
 
 def judge_accuracy(
@@ -240,25 +250,19 @@ def judge_accuracy(
         p=result.p_worse,
         holm=True,
         detected_loss=found.detected_loss,
-        items_needed=_needed(result, margin, verdict),
         notes=tuple(notes),
     )
 
 
-def _needed(result: SliceResult, margin: float, verdict: Decision) -> int | None:
-    if verdict != "inconclusive":
-        return None
+def _needed(case: Case, result: SliceResult, margin: float, slice_: str | None) -> int | None:
     rate = (result.lost + result.gained) / result.items
-    if rate < abs(result.delta) or not 0 < margin < 1:
+    if rate < abs(result.delta) or margin >= 1:
         return None
-    return stats.items_to_settle(
-        result.delta,
-        rate,
-        result.items,
-        margin,
-        result.confidence,
-        design_effect=evidence.design_effect_of(result),
-    ).items
+    effect = evidence.design_effect_of(case.comparison, slice_)
+    found = stats.items_to_settle(
+        result.delta, rate, result.items, margin, result.confidence, design_effect=effect
+    )
+    return found.items
 
 
 def _cut(text: object) -> str:
@@ -266,12 +270,9 @@ def _cut(text: object) -> str:
     return value if len(value) <= TEXT else value[:TEXT] + "…"
 
 
-def _examples(case: Case, slice_: str) -> tuple[Example, ...]:
-    frame = case.comparison.pairs.scored
+def _examples(case: Case, slice_: str | None) -> tuple[Example, ...]:
+    frame = evidence.within(case.comparison.pairs.scored, slice_)
     frame = frame[frame["variant_score"] < frame["baseline_score"]]
-    if slice_ != OVERALL:
-        names = frame["slice"].astype(str)
-        frame = frame[(names == slice_) | names.str.startswith(slice_ + "/")]
     frame = frame.astype({"task": str, "item_id": str}).sort_values(["task", "item_id"])
     return tuple(_example(case.joined.items, row) for row in frame.head(EXAMPLES).itertuples())
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
 from evalq import stats
-from evalq.compare import Comparison, Run, SliceResult
+from evalq.compare import Comparison, Run
 from evalq.errors import StatisticsError
 from evalq.gate.policy import Limit, SliceRule
 
@@ -23,6 +22,7 @@ __all__ = [
     "margin_of",
     "noise_floor",
     "perplexity_tasks",
+    "within",
 ]
 
 EXACT_COSTS = ("bytes_on_disk", "bits_per_weight")
@@ -65,26 +65,24 @@ def margin_of(rule: SliceRule, baseline: float) -> float:
     return rule.margin_pp / 100
 
 
-def design_effect_of(result: SliceResult) -> float:
-    """Variance behind a slice's interval over that of as many independent flips; 1 if unknown."""
-    if result.ci is None or result.clusters >= result.items or result.clusters < 2:
-        return 1.0
-    rate = (result.lost + result.gained) / result.items
-    variance = rate - result.delta**2
-    half = (result.ci[1] - result.ci[0]) / 2
-    quantile = float(ndtri((1 + result.confidence) / 2))
-    if variance <= 0 or half <= 0:
-        return 1.0
-    return max(1.0, (half / quantile) ** 2 * result.items / variance)
+def design_effect_of(comparison: Comparison, slice_: str | None) -> float:
+    """Design effect of the differences on a slice (on everything without one), at least 1."""
+    frame = within(comparison.pairs.scored, slice_)
+    difference = (frame["variant_score"] - frame["baseline_score"]).to_numpy(dtype=float)
+    return max(1.0, stats.design_effect(difference, frame["cluster"].to_numpy()))
+
+
+def within(frame: pd.DataFrame, slice_: str | None) -> pd.DataFrame:
+    """The rows of a slice and of what is below it; all rows where none is named."""
+    if slice_ is None or frame.empty:
+        return frame
+    names = frame["slice"].astype(str)
+    return frame[(names == slice_) | names.str.startswith(slice_ + "/")]
 
 
 def fidelity_frame(run: Run, label: str, slice_: str | None = None) -> pd.DataFrame:
     """Fidelity records of a variant, of one slice and what is below it where one is named."""
-    frame = run.fidelity[run.fidelity["variant"] == label]
-    if slice_ is not None and len(frame):
-        names = frame["slice"].astype(str)
-        frame = frame[(names == slice_) | names.str.startswith(slice_ + "/")]
-    return frame
+    return within(run.fidelity[run.fidelity["variant"] == label], slice_)
 
 
 def fidelity(frame: pd.DataFrame, metric: str, limit: Limit, confidence: float) -> Measured:
@@ -145,10 +143,7 @@ def perplexity_tasks(
     comparison: Comparison, slice_: str | None, limit: Limit, confidence: float
 ) -> Measured | None:
     """Perplexity ratio over the baseline on perplexity tasks; ``None`` where there are none."""
-    frame = comparison.pairs.likelihoods
-    if slice_ is not None and len(frame):
-        names = frame["slice"].astype(str)
-        frame = frame[(names == slice_) | names.str.startswith(slice_ + "/")]
+    frame = within(comparison.pairs.likelihoods, slice_)
     if frame.empty:
         return None
     try:

@@ -301,7 +301,14 @@ class LoadedPolicy:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys, which plain YAML drops without a word."""
+    """YAML without aliases: a small file of them can stand for an endless policy."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node, refusing an alias."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=mark)
+        return super().compose_node(parent, index)
 
 
 def _walk(node: yaml.Node, path: KeyPath, where: str) -> Iterator[tuple[KeyPath, int]]:
