@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP) ## set up the virtual environment
 
 demo: $(STAMP) ## the main job on the built-in parent: quantize, evaluate, compare, report
-	$(BIN)/evalq run --name demo --out runs/demo
+	$(BIN)/evalq run demo.yaml
 
 sample: demo ## render the sample report that is in the repository from the demo's run
 	rm -rf reports/demo && mkdir -p reports && cp -r runs/demo/report reports/demo

@@ -121,7 +121,7 @@ class FidelityPlan(_Section):
 
     enabled: bool = True
     source: str = "auto"
-    windows: int = Field(160, ge=1)
+    windows: int = Field(96, ge=1)
     length: int = Field(512, ge=8)
 
 
@@ -136,7 +136,7 @@ class CostPlan(_Section):
     """What is timed: ``repeats`` interleaved measurements at one batch and length."""
 
     enabled: bool = True
-    repeats: int = Field(5, ge=1)
+    repeats: int = Field(3, ge=1)
     batch: int = Field(1, ge=1)
     prefill_tokens: int = Field(128, ge=1)
     decode_tokens: int = Field(32, ge=1)

@@ -80,6 +80,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # evalq shows its own progress; a library's bars and advice would tear it apart.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     asked = next((a for a in sys.argv[1:] if not a.startswith("-")), "")
     app = build_app((asked,) if asked in VERBS else VERBS)

@@ -92,7 +92,7 @@ def command(
     typed = shlex.join(["evalq", *sys.argv[1:]])
     with terminal_progress(quiet or json_output) as progress:
         path = run_plan(resolved, progress, typed)
-        from evalq.report import render
+        from evalq.report.render import render
 
         progress.note("rendering the report")
         index = render(path)

@@ -14,8 +14,8 @@ __all__ = ["DEFAULT_VARIANTS", "resolve_plan", "resolve_variants"]
 
 DEFAULT_VARIANTS: tuple[dict[str, Any], ...] = (
     *({"method": "rtn", "bits": b} for b in (8, 4, 3, 2)),
-    *({"method": "gptq", "bits": b} for b in (8, 4, 3, 2)),
-    *({"method": "awq", "bits": b} for b in (8, 4, 3, 2)),
+    *({"method": "gptq", "bits": b} for b in (4, 3, 2)),
+    *({"method": "awq", "bits": b} for b in (4, 3, 2)),
 )
 """The ladder that is measured where a plan names no variants."""
 
