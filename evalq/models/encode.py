@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from evalq.errors import ParentError, TaskError
 from evalq.schema import Request
 
-__all__ = ["DEFAULT_MAX_TOKENS", "Encoder", "Prompt", "Scored", "resolve_max_length"]
+__all__ = ["DEFAULT_MAX_TOKENS", "Encoder", "Prompt", "Scored", "move_spaces", "resolve_max_length"]
 
 DEFAULT_MAX_TOKENS = 256
 """New tokens of a generation that names no limit (HFLM's ``max_gen_toks``)."""
@@ -126,7 +126,7 @@ class Encoder:
         Raises:
             TaskError: a continuation without tokens, or with more than the model can read.
         """
-        split = [_move_spaces(r.context, r.continuation) for r in requests]
+        split = [move_spaces(r.context, r.continuation) for r in requests]
         given = [pair for pair, r in zip(split, requests, strict=True) if r.context]
         encoded = self._encode_scoring([*(c + k for c, k in given), *(c for c, _ in given)])
         bare = [r.continuation for r in requests if not r.context]
@@ -234,8 +234,8 @@ class Encoder:
         return text
 
 
-def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
-    # Spaces at the end of a prompt belong to the word that follows (TemplateLM._encode_pair).
+def move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """Spaces at the end of a prompt belong to the word that follows (TemplateLM._encode_pair)."""
     spaces = len(context) - len(context.rstrip())
     if spaces:
         return context[:-spaces], context[-spaces:] + continuation

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from evalq.artifacts.files import open_files
 from evalq.artifacts.identity import hash_file
-from evalq.errors import MissingDependencyError, ParentError
+from evalq.errors import ArtifactError, MissingDependencyError, ParentError
 
 __all__ = ["GgufModel", "load_gguf"]
 
+_CENSUS = "evalq-gguf.json"
 _DENSE = {"F32", "F16", "BF16", "F64"}
 
 
@@ -45,6 +52,10 @@ class GgufModel:
 def load_gguf(path: Path, dtype: torch.dtype, attention: str) -> GgufModel:
     """Load a GGUF file through transformers, whose dequantization is that of the gguf package.
 
+    That takes half a minute for the smallest models, so the float32 values are kept as safetensors
+    in a cache of the user's (``EVALQ_CACHE``, else ``XDG_CACHE_HOME/evalq``, else
+    ``~/.cache/evalq``), by content hash. Where it cannot be written, the file is read again.
+
     Args:
         path: the file.
         dtype: to compute in; the values are dequantized in float32 and rounded once.
@@ -60,15 +71,36 @@ def load_gguf(path: Path, dtype: torch.dtype, attention: str) -> GgufModel:
             raise MissingDependencyError(
                 f"a GGUF file needs the package {package}", hint=f"pip install {package}"
             )
-    types, bytes_stored, parameters = _census(path)
+    _check_magic(path)
+    digest = hash_file(path)
+    place = _cache() / f"{digest}-{transformers.__version__}"
+    census = _read_kept(place) or _convert(path, place)
+    if _read_kept(place) is not None:
+        source: dict[str, Any] = {"pretrained_model_name_or_path": place}
+    else:
+        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    module, tokenizer = _load(path, source, dtype, attention)
+    types: dict[str, int] = census["types"]
+    quantized = {name: count for name, count in types.items() if name not in _DENSE}
+    return GgufModel(
+        module=module,
+        tokenizer=tokenizer,
+        hash=digest,
+        bits=8 * census["bytes"] / census["parameters"],
+        parameters=census["parameters"],
+        gridded=bool(quantized),
+        notes=(_note(path, quantized),) if quantized else (),
+    )
+
+
+def _load(
+    path: Path, source: dict[str, Any], dtype: torch.dtype, attention: str
+) -> tuple[PreTrainedModel, Any]:
+    auto: Any = AutoModelForCausalLM
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path.parent, gguf_file=path.name, local_files_only=True
-        )
-        auto: Any = AutoModelForCausalLM
+        tokenizer = AutoTokenizer.from_pretrained(**source, local_files_only=True)
         module, info = auto.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
+            **source,
             local_files_only=True,
             dtype=dtype,
             attn_implementation=attention,
@@ -90,16 +122,48 @@ def load_gguf(path: Path, dtype: torch.dtype, attention: str) -> GgufModel:
             if getattr(holder, name, None) is not None:
                 delattr(holder, name)
     module.is_quantized = False
-    quantized = {name: count for name, count in types.items() if name not in _DENSE}
-    return GgufModel(
-        module=module,
-        tokenizer=tokenizer,
-        hash=hash_file(path),
-        bits=8 * bytes_stored / parameters,
-        parameters=parameters,
-        gridded=bool(quantized),
-        notes=(_note(path, quantized),) if quantized else (),
-    )
+    return module, tokenizer
+
+
+def _cache() -> Path:
+    named = os.environ.get("EVALQ_CACHE")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "evalq"
+
+
+def _read_kept(place: Path) -> dict[str, Any] | None:
+    """The census of a conversion that is there and whole, else ``None``."""
+    try:
+        open_files(place)
+        found: dict[str, Any] = json.loads((place / _CENSUS).read_text(encoding="utf-8"))
+    except (ArtifactError, OSError, ValueError):
+        return None
+    return found
+
+
+def _convert(path: Path, place: Path) -> dict[str, Any]:
+    """Read the file, keep its values as safetensors where that is possible; returns the census."""
+    census = _census(path)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(place.parent).free < 8 * census["parameters"]:
+            return census
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".partial-") as name:
+            source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+            module, tokenizer = _load(path, source, torch.float32, "sdpa")
+            module.save_pretrained(name)
+            tokenizer.save_pretrained(name)
+            (Path(name) / _CENSUS).write_text(json.dumps(census), encoding="utf-8")
+            shutil.rmtree(place, ignore_errors=True)
+            os.rename(name, place)
+            # The context manager removes what it made; an empty folder is left for it.
+            os.mkdir(name)
+    except OSError:
+        # A cache is a convenience: without it the file itself is read.
+        return census
+    return census
 
 
 def _note(path: Path, quantized: dict[str, int]) -> str:
@@ -110,16 +174,19 @@ def _note(path: Path, quantized: dict[str, int]) -> str:
     )
 
 
-def _census(path: Path) -> tuple[Counter[str], int, int]:
-    """Tensors by type, bytes of all, and values of all."""
-    from gguf import GGUFReader
-
+def _check_magic(path: Path) -> None:
     if not path.is_file():
         raise ParentError(f"no such parent: {path}", hint="Give the path of a GGUF file.")
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
         raise ParentError(f"{path} is no GGUF file: it begins with {magic!r}")
+
+
+def _census(path: Path) -> dict[str, Any]:
+    """``types``: tensors by type; ``bytes`` and ``parameters`` of all."""
+    from gguf import GGUFReader
+
     try:
         reader = GGUFReader(path)
         types = Counter(str(t.tensor_type.name) for t in reader.tensors)
@@ -132,4 +199,4 @@ def _census(path: Path) -> tuple[Counter[str], int, int]:
         ) from None
     if not types:
         raise ParentError(f"{path} holds no tensors")
-    return types, total, values
+    return {"types": dict(types), "bytes": total, "parameters": values}
