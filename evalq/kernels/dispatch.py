@@ -35,6 +35,11 @@ KERNELS.add(
     "PyTorch's _weight_int8pack_mm: symmetric 8 bits a channel, bfloat16",
 )
 KERNELS.add(
+    "triton",
+    "evalq.kernels.triton_gpu:TRITON",
+    "Triton on CUDA, codes dequantized in registers: 2, 3, 4, 6 and 8 bits, bfloat16 and float16",
+)
+KERNELS.add(
     "reference",
     "evalq.kernels.cpu:REFERENCE",
     "dequantizes the weight at every product, on any device; only run when asked for by name",
@@ -42,6 +47,7 @@ KERNELS.add(
 
 ORDER: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "torch-int4", "torch-int8"),
+    "cuda": ("triton",),
 }
 """Kernels by type of device, the fastest first (benchmarks/RESULTS.md)."""
 

@@ -1,0 +1,330 @@
+"""Checks, tunes and times the Triton kernel on a CUDA GPU, in one run.
+
+    python -m benchmarks.kernels_gpu check           # the grid against float64, in parallel
+    python -m benchmarks.kernels_gpu tune --bits 4 --rows 1 16 64 256
+    python -m benchmarks.kernels_gpu bench
+
+``tune`` writes ``OUT/tuned.json`` (to be stored as ``evalq/kernels/tuned/<gpu>.json``), ``bench``
+writes ``OUT/bench.json``; ``OUT`` is ``--out``. Weights are rotated beyond the L2 cache, launches
+are replayed from CUDA graphs, and every figure is the median of ten replays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalq.kernels.base import PackedWeight
+from evalq.kernels.op import pack, quantized_matmul
+from evalq.kernels.packing import QuantizedWeight, group_count
+from evalq.kernels.triton_gpu import TRITON
+from evalq.kernels.triton_launch import Launch, Problem, buckets
+from evalq.kernels.triton_pack import SETS
+from evalq.schema import PerChannel, PerGroup, WeightScheme
+
+SHAPES = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
+"""Columns (K) by rows (N) of a weight."""
+ROTATE = 192 * 2**20
+"""Bytes of weights that a timed loop passes over: several times the L2 cache."""
+
+
+def random_weight(
+    bits: int, group: int | None, symmetric: bool, shape: tuple[int, int], scales: torch.dtype
+) -> QuantizedWeight:
+    scheme = WeightScheme(bits, PerChannel() if group is None else PerGroup(group), symmetric)
+    groups = group_count(scheme, shape[1])
+    codes = torch.randint(0, 1 << bits, shape, dtype=torch.uint8, device="cuda")
+    scale = (torch.rand(shape[0], groups, device="cuda") * 0.02 + 0.001).to(scales)
+    zeros = None
+    if not symmetric:
+        zeros = torch.randint(0, 1 << bits, (shape[0], groups), dtype=torch.uint8, device="cuda")
+    return QuantizedWeight(codes, scale, zeros, scheme, shape)
+
+
+def copies(packed: PackedWeight) -> list[PackedWeight]:
+    count = max(2, min(24, -(-ROTATE // packed.bytes)))
+    return [replace(packed, tensors=tuple(t.clone() for t in packed.tensors)) for _ in range(count)]
+
+
+def timed(calls: list[Any], repeats: int = 10) -> float:
+    """Microseconds of one call: the median replay of a graph that makes each call once."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls[:2]:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    graph.replay()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / len(calls))
+    return statistics.median(times)
+
+
+def copy_bandwidth() -> float:
+    """GB/s of a device-to-device copy, bytes read and written."""
+    source = torch.randint(0, 255, (2**31,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    micro = timed([lambda: target.copy_(source)] * 2)
+    return 2 * source.numel() / micro / 1e3
+
+
+# -- check ---------------------------------------------------------------------------------------
+
+
+def dense64(weight: QuantizedWeight) -> Tensor:
+    size = weight.shape[1] if isinstance(weight.scheme.granularity, PerChannel) else 0
+    size = size or weight.scheme.granularity.size  # type: ignore[union-attr]
+    index = torch.arange(weight.shape[1], device="cuda") // size
+    zero: Any = 2 ** (weight.scheme.bits - 1)
+    if weight.zeros is not None:
+        zero = weight.zeros.double()[:, index]
+    return (weight.codes.double() - zero) * weight.scales.double()[:, index]
+
+
+def check_one(case: tuple[int, int | None, bool, str]) -> list[tuple[str, float, bool]]:
+    bits, group, symmetric, kind = case
+    dtype = getattr(torch, kind)
+    torch.manual_seed(bits)
+    found = []
+    for shape in ((203, 1075), (512, 1024)):
+        weight = random_weight(bits, group, symmetric, shape, dtype)
+        packed = pack(weight, "cuda", dtype, "triton")
+        dense = dense64(weight)
+        for rows in (1, 2, 3, 16, 17, 64, 257):
+            x = torch.randn(rows, shape[1], device="cuda").to(dtype)
+            for what in ("random", "outlier", "zero", "nan", "inf"):
+                if what != "random" and rows not in (1, 17, 257):
+                    continue
+                y = x.clone()
+                if what == "outlier":
+                    y[:, 5] = 1e3
+                elif what == "zero":
+                    y.zero_()
+                elif what in ("nan", "inf"):
+                    y[0, 7] = float(what)
+                result = quantized_matmul(y, packed)
+                same = torch.equal(
+                    result.view(torch.int16), quantized_matmul(y, packed).view(torch.int16)
+                )
+                expected = y.double() @ dense.T
+                if what in ("nan", "inf"):
+                    same = same and not torch.isfinite(result[0]).any()
+                    result, expected = result[1:], expected[1:]
+                    if rows == 1:
+                        result = expected = torch.ones(1, device="cuda").double()
+                if what == "zero":
+                    error = float(result.abs().max())
+                else:
+                    error = float((result.double() - expected).norm() / expected.norm())
+                found.append(
+                    (f"{bits} {group} {symmetric} {kind} {shape} {rows} {what}", error, same)
+                )
+    return found
+
+
+def check(args: argparse.Namespace) -> None:
+    cases = [
+        (bits, group, symmetric, kind)
+        for bits in SETS
+        for group in (32, 64, 128, 256, None)
+        for symmetric in (True, False)
+        for kind in (("bfloat16", "float16") if group in (32, 128, None) else ("bfloat16",))
+    ]
+    start = time.time()
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        rows = [row for found in pool.map(check_one, cases) for row in found]
+    limit = {"bfloat16": 1e-2, "float16": 2e-3}
+    bad = [r for r in rows if not (r[1] <= limit[r[0].split()[3]] and r[2])]
+    worst = {k: max(r[1] for r in rows if r[0].split()[3] == k) for k in limit}
+    print(
+        f"check: {len(rows)} products, {len(bad)} bad, worst {worst}, {time.time() - start:.0f} s"
+    )
+    for row in bad[:20]:
+        print("  BAD", *row)
+
+
+# -- tune ----------------------------------------------------------------------------------------
+
+
+def candidates(problem: Problem, rows: int, wide: bool) -> list[Launch]:
+    bucket = buckets(rows)
+    if bucket <= 16:
+        bms = (max(8, bucket),)
+        shapes = [(32, 1), (64, 1), (64, 2), (128, 2), (128, 4), (256, 4)]
+        splits: tuple[int, ...] = (1, 2, 4, 7, 8, 14, 16)
+        stages: tuple[int, ...] = (3, 5) if wide else (4,)
+        scaled: tuple[bool, ...] = (False,)
+        steps = (1, 2)
+    else:
+        bms = {32: (32,), 64: (64,), 128: (64, 128)}.get(bucket, (128, 256))
+        shapes = [(64, 4), (128, 4), (128, 8), (256, 8)]
+        splits = (1, 2, 4) if bucket <= 64 else (1, 2)
+        stages = (3, 4) if wide else (3,)
+        scaled = (False, True) if bucket <= 64 else (True,)
+        steps = (1,)
+    base = max(problem.chunk, min(problem.group or 128, 128))
+    found = []
+    for bm in bms:
+        for bn, warps in shapes:
+            if bn * bm > 256 * 128 or (bn * bm >= 128 * 128 and warps < 8 and bn * bm > 16384):
+                continue
+            for split in splits:
+                for stage in stages:
+                    for scale in scaled:
+                        for times in steps:
+                            launch = Launch(bn, bm, split, base * times, scale, warps, stage)
+                            if launch.fits(problem):
+                                found.append(launch)
+    return found
+
+
+def precompile(job: tuple[int, int, int, bool, list[dict[str, Any]]]) -> int:
+    """Compile launches in a process of its own; the results lie in Triton's cache on disk."""
+    bits, width, rows, symmetric, launches = job
+    weight = random_weight(bits, 128, symmetric, (1024, 16384), torch.bfloat16)
+    packed = TRITON.pack_as(weight, torch.device("cuda"), torch.bfloat16, width)
+    x = torch.randn(rows, 16384, device="cuda").to(torch.bfloat16)
+    failed = 0
+    for launch in launches:
+        try:
+            TRITON.run(x, packed, Launch(**launch))
+        except Exception as error:
+            failed += 1
+            if failed < 2:
+                print("  cannot compile", launch, str(error)[:200], flush=True)
+    return failed
+
+
+def tune(args: argparse.Namespace) -> None:
+    start = time.time()
+    jobs = []
+    for bits in args.bits:
+        for rows in args.rows:
+            for width in args.widths:
+                chunk = SETS[bits] * width
+                if chunk > 1024:
+                    continue
+                problem = Problem(bits, 128, width, chunk, rows, 1024, 16384, 16384, True)
+                unique = {
+                    (c.bn, c.bm, min(c.split, 2), c.step, c.scaled, c.warps, c.stages)
+                    for c in candidates(problem, rows, args.wide)
+                }
+                launches = [asdict(Launch(*u)) for u in sorted(unique)]
+                size = 6
+                jobs += [
+                    (bits, width, rows, True, launches[i : i + size])
+                    for i in range(0, len(launches), size)
+                ]
+    print(f"tune: {sum(len(j[4]) for j in jobs)} kernels to compile", flush=True)
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        failed = sum(pool.map(precompile, jobs))
+    print(f"tune: compiled in {time.time() - start:.0f} s, {failed} failed", flush=True)
+    entries = []
+    for bits in args.bits:
+        for columns, out in SHAPES:
+            weight = random_weight(bits, 128, True, (out, columns), torch.bfloat16)
+            for rows in args.rows:
+                x = torch.randn(rows, columns, device="cuda").to(torch.bfloat16)
+                results: list[tuple[float, int, Launch]] = []
+                for width in args.widths:
+                    if columns % (SETS[bits] * width) or SETS[bits] * width > 1024:
+                        continue
+                    packed = TRITON.pack_as(weight, torch.device("cuda"), torch.bfloat16, width)
+                    many = copies(packed)
+                    for launch in candidates(TRITON.problem(rows, packed), rows, args.wide):
+                        if time.time() - start > args.budget:
+                            break
+                        try:
+                            micro = timed(
+                                [lambda p=p, c=launch: TRITON.run(x, p, c) for p in many], 3
+                            )
+                        except Exception as error:
+                            if "out of resource" not in str(error):
+                                print("  failed", launch, str(error)[:120], flush=True)
+                            continue
+                        results.append((micro, width, launch))
+                    del many
+                results.sort(key=lambda r: r[0])
+                for micro, width, launch in results[:3]:
+                    print(f"w{bits} M{rows} {columns}x{out} {micro:.1f} us C{width} {launch}")
+                if results:
+                    micro, width, launch = results[0]
+                    entries.append(
+                        {"bits": bits, "rows": buckets(rows), "out": out, "columns": columns,
+                         "width": width, "micro": round(micro, 2), "launch": asdict(launch)}
+                    )  # fmt: skip
+    (args.out / "tuned.json").write_text(
+        json.dumps({"gpu": torch.cuda.get_device_name(), "launches": entries}, indent=1)
+    )
+
+
+# -- bench ---------------------------------------------------------------------------------------
+
+
+def bench(args: argparse.Namespace) -> None:
+    bandwidth = copy_bandwidth()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: copy {bandwidth:.0f} GB/s")
+    rows_out = []
+    for columns, out in SHAPES:
+        dense = [
+            torch.randn(out, columns, device="cuda").to(torch.bfloat16)
+            for _ in range(max(2, -(-ROTATE // (2 * out * columns))))
+        ]
+        packs = {}
+        for bits in args.bits:
+            weight = random_weight(bits, 128, True, (out, columns), torch.bfloat16)
+            packs[bits] = copies(pack(weight, "cuda", torch.bfloat16))
+        for rows in args.rows:
+            x = torch.randn(rows, columns, device="cuda").to(torch.bfloat16)
+            base = timed([lambda w=w: torch.nn.functional.linear(x, w) for w in dense])
+            line = {"M": rows, "K": columns, "N": out, "cublas": round(base, 1)}
+            for bits, many in packs.items():
+                micro = timed([lambda p=p: quantized_matmul(x, p) for p in many])
+                line[f"w{bits}"] = round(micro, 1)
+                line[f"w{bits}_ratio"] = round(base / micro, 2)
+                line[f"w{bits}_gbs"] = round(many[0].bytes / micro / 1e3)
+            rows_out.append(line)
+            print(json.dumps(line), flush=True)
+        del packs, dense
+    (args.out / "bench.json").write_text(
+        json.dumps({"gpu": torch.cuda.get_device_name(), "copy_gbs": bandwidth, "rows": rows_out})
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="+", choices=("check", "tune", "bench"))
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4, 3, 2])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 2048])
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--wide", action="store_true", help="try more launches")
+    parser.add_argument("--budget", type=float, default=240, help="seconds of tuning")
+    parser.add_argument("--processes", type=int, default=14)
+    parser.add_argument("--out", type=Path, default=Path("."))
+    args = parser.parse_args()
+    for what in args.what:
+        {"check": check, "tune": tune, "bench": bench}[what](args)
+
+
+if __name__ == "__main__":
+    main()

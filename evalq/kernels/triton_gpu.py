@@ -1,0 +1,216 @@
+"""The GPU kernel: low-bit weights times bfloat16 or float16 activations, on the tensor cores."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalq.errors import KernelError
+from evalq.kernels.base import PackedWeight
+from evalq.kernels.packing import QuantizedWeight, group_count, group_size
+from evalq.kernels.triton_launch import Launch, Problem, launch_for
+from evalq.kernels.triton_pack import SETS, choose_columns, pack_words
+from evalq.schema import PerGroup, WeightScheme
+
+__all__ = ["TRITON", "TritonKernel", "interpreted"]
+
+_DECODE_ROWS = 16
+_MOST_SPLITS = 32
+_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels on the CPU, in its interpreter (``TRITON_INTERPRET=1``)."""
+    if find_spec("triton") is None:
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+@lru_cache(maxsize=16)
+def _gpu(index: int) -> tuple[str, int, tuple[int, int]]:
+    found = torch.cuda.get_device_properties(index)
+    return found.name, found.multi_processor_count, (found.major, found.minor)
+
+
+def _zero_bits(zeros: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """Bits, as int16, of what is taken away from a code that was written into a mantissa."""
+    if dtype == torch.bfloat16 and bits == 8:
+        # At 8 bits the code is stored about 0.
+        return (zeros.to(torch.float32) - 128).to(torch.bfloat16).view(torch.int16)
+    base = 0x4300 if dtype == torch.bfloat16 else 0x6400
+    return zeros.to(torch.int16) + base
+
+
+def _shared_zero(packed: PackedWeight) -> int:
+    """The same for a symmetric scheme, as a number."""
+    if packed.dtype == torch.bfloat16 and packed.scheme.bits == 8:
+        return 0
+    base = 0x4300 if packed.dtype == torch.bfloat16 else 0x6400
+    return base + (1 << (packed.scheme.bits - 1))
+
+
+class TritonKernel:
+    """Triton on CUDA."""
+
+    name = "triton"
+    summary = "dequantizes in registers, on the way into the tensor cores"
+
+    def refuses(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        scheme: WeightScheme,
+        shape: tuple[int, int],
+        activation_bits: int | None,
+    ) -> str | None:
+        """See ``base.Kernel``."""
+        if find_spec("triton") is None:
+            return "needs the package triton"
+        if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+            return "runs on a CUDA device only"
+        if dtype not in _DTYPES:
+            return "takes bfloat16 and float16 activations only"
+        if activation_bits is not None:
+            return "keeps activations as they are"
+        if scheme.bits not in SETS:
+            return f"has no layout for {scheme.bits} bits (2, 3, 4, 6 and 8)"
+        size = group_size(scheme, shape[1])
+        if isinstance(scheme.granularity, PerGroup) and (size < 16 or size & (size - 1)):
+            return "needs groups of a power of two, at least 16"
+        if device.type == "cuda" and _gpu(device.index or 0)[2] < (8, 0):
+            return "needs compute capability 8.0 or later"
+        return None
+
+    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
+        """See ``base.Kernel``."""
+        return "decode" if rows <= _DECODE_ROWS else "tiles"
+
+    def pack(
+        self,
+        weight: QuantizedWeight,
+        device: torch.device,
+        dtype: torch.dtype,
+        activation_bits: int | None,
+    ) -> PackedWeight:
+        """Words (``triton_pack``), scales ``[groups, out]``, bits of the zeros, and counters.
+
+        Scales are held in ``dtype`` where that loses nothing, else in float32. Columns are padded
+        to whole chunks with codes that meet activations of 0, groups with scales of 0.
+        """
+        group = self._group(weight.scheme, weight.shape[1])
+        width = choose_columns(weight.scheme.bits, group, weight.shape[1])
+        return self.pack_as(weight, device, dtype, width)
+
+    def pack_as(
+        self, weight: QuantizedWeight, device: torch.device, dtype: torch.dtype, width: int
+    ) -> PackedWeight:
+        """``pack`` in the layout of a given ``C``, for tuning."""
+        scheme, (out, columns) = weight.scheme, weight.shape
+        group = self._group(scheme, columns)
+        chunk = SETS[scheme.bits] * width
+        whole = max(chunk, group)
+        padded = -(-columns // whole) * whole
+        moved = weight.to(device)
+        codes = torch.nn.functional.pad(moved.codes, (0, padded - columns))
+        if scheme.bits == 8 and dtype == torch.bfloat16:
+            codes = codes ^ 0x80
+        words = pack_words(codes, scheme.bits, width)
+        groups = padded // group if group else 1
+        missing = groups - group_count(scheme, columns)
+        scales = moved.scales.to(dtype)
+        if not torch.equal(scales.to(torch.float32), moved.scales.to(torch.float32)):
+            scales = moved.scales.to(torch.float32)
+        scales = torch.nn.functional.pad(scales, (0, missing)).T.contiguous()
+        zeros = moved.zeros
+        if zeros is None:
+            zeros = torch.full((1, 1), 1 << (scheme.bits - 1), dtype=torch.uint8, device=device)
+        else:
+            zeros = torch.nn.functional.pad(zeros, (0, missing))
+        bits = _zero_bits(zeros, scheme.bits, dtype).T.contiguous()
+        counters = torch.zeros(-(-out // 16) * 16, dtype=torch.int32, device=device)
+        return PackedWeight(self.name, (words, scales, bits, counters), scheme, weight.shape, dtype)
+
+    @staticmethod
+    def _group(scheme: WeightScheme, columns: int) -> int:
+        """Columns a scale; 0 where one scale serves a whole row."""
+        granularity = scheme.granularity
+        if isinstance(granularity, PerGroup) and granularity.size < columns:
+            return granularity.size
+        return 0
+
+    def problem(self, rows: int, packed: PackedWeight) -> Problem:
+        """The product of ``rows`` rows with a packed weight."""
+        words, scales = packed.tensors[:2]
+        bits, width = packed.scheme.bits, words.shape[3]
+        out, columns = packed.shape
+        return Problem(
+            bits,
+            self._group(packed.scheme, columns),
+            width,
+            SETS[bits] * width,
+            rows,
+            out,
+            columns,
+            words.shape[0] * SETS[bits] * width,
+            scales.dtype == packed.dtype,
+        )
+
+    def launch(self, rows: int, packed: PackedWeight) -> tuple[Launch, bool]:
+        """How ``rows`` rows are multiplied here, and whether that was tuned on this GPU."""
+        device = packed.device
+        name, count, _ = _gpu(device.index or 0) if device.type == "cuda" else ("cpu", 4, (0, 0))
+        return launch_for(self.problem(rows, packed), name, count)
+
+    def matmul(self, x: Tensor, packed: PackedWeight) -> Tensor:
+        """See ``base.Kernel``."""
+        return self.run(x, packed, self.launch(x.shape[0], packed)[0])
+
+    def run(self, x: Tensor, packed: PackedWeight, launch: Launch) -> Tensor:
+        """``matmul`` with a given launch, for tuning and tests.
+
+        Raises:
+            KernelError: a launch that does not fit.
+        """
+        from evalq.kernels.triton_matmul import lowbit_matmul
+
+        rows, columns = x.shape
+        problem = self.problem(rows, packed)
+        words, scales, zeros, counters = packed.tensors
+        out = packed.shape[0]
+        tiles = (-(-out // launch.bn), -(-rows // launch.bm))
+        if not launch.fits(problem) or launch.split > _MOST_SPLITS:
+            raise KernelError(f"{launch} does not fit {problem}")
+        turns = problem.padded // launch.step // launch.split
+        split = launch.split
+        if split > 1 and tiles[0] * tiles[1] > counters.numel():
+            raise KernelError(f"{launch} has more tiles than the weight has counters")
+        result = x.new_empty(rows, out)
+        partial = x.new_empty(split * rows * out if split > 1 else 1, dtype=torch.float32)
+        lowbit: Any = lowbit_matmul
+        lowbit[(*tiles, split)](
+            x, words, scales, zeros, result, partial, counters,
+            rows, out, columns, turns, split,
+            BITS=problem.bits,
+            C=problem.width,
+            GROUP=problem.group,
+            ZERO=_shared_zero(packed) if packed.scheme.symmetric else -1,
+            EVEN_K=problem.padded == columns,
+            SCALED=launch.scaled,
+            SPLIT=split if interpreted() else min(split, 2),
+            BN=launch.bn,
+            BM=launch.bm,
+            STEP=launch.step,
+            STAGES=launch.stages,
+            PLAIN=turns if interpreted() else 0,
+            num_warps=launch.warps,
+        )  # fmt: skip
+        return result
+
+
+TRITON = TritonKernel()

@@ -1,0 +1,298 @@
+"""The Triton kernel of products with low-bit weights: one body for decode and for prefill.
+
+It computes the transpose, ``out.T [N, M] = W [N, K] @ x.T [K, M]``, so that the weight is the
+operand that the tensor cores take from registers. Codes are packed (``triton_pack.py``) so that a
+16-bit word holds codes of the same row that lie ``C`` columns apart: a tile of words goes through
+shared memory once, in its packed form, and lands in registers as the fragment of the product. All
+that is left is to turn a pair of words into a pair of half-precision numbers, by bit tricks and not
+by conversion: a code is written into the low mantissa bits of 128 (bfloat16) or of 1024 (float16),
+and 128 (or 1024) plus the zero is taken away, both exactly. So a product is exact up to its float32
+sum, and scales are applied in float32, except with ``SCALED``, where weights are scaled (and
+rounded) in half precision, as a dequantized model's are.
+
+Splits along K write float32 partial sums; the split that finishes last, known by an integer count,
+adds all of them in order. The sum's order never depends on timing: results are bitwise repeatable.
+
+The bit tricks are inline PTX, which Triton's interpreter does not run: with ``PLAIN`` the same
+values come from ordinary arithmetic.
+"""
+
+# Triton reads this file as its own language: neither types nor idioms of Python are its own.
+# mypy: ignore-errors
+# ruff: noqa: SIM300, SIM108, SIM102
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["lowbit_matmul"]
+
+
+@triton.constexpr_function
+def _sets(bits):
+    return {2: 8, 3: 16, 4: 4, 6: 8, 8: 2}[bits]
+
+
+@triton.constexpr_function
+def _words(bits):
+    return {2: 1, 3: 3, 4: 1, 6: 3, 8: 1}[bits]
+
+
+@triton.constexpr_function
+def _fields(bits, j):
+    """Where code ``j`` lies: ``(word, shift right, mask after the shift)`` of each of its parts."""
+    if bits == 3:
+        if j == 15:  # the top bits of all three words
+            return ((0, 15, 1), (1, 14, 2), (2, 13, 4))
+        return ((j // 5, 3 * (j % 5), 7),)
+    if bits == 6:
+        if j >= 6:  # the top four bits of one word, and two of the top four of the third
+            return ((j - 6, 12, 15), (2, 8 if j == 6 else 10, 48))
+        return ((j // 2, 6 * (j % 2), 63),)
+    return ((0, bits * j, (1 << bits) - 1),)
+
+
+@triton.constexpr_function
+def _first_word(bits, j):
+    return _fields(bits, j)[0][0]
+
+
+@triton.constexpr_function
+def _parts(bits, j):
+    return len(_fields(bits, j))
+
+
+@triton.constexpr_function
+def _asm(bits, j, bf16, scaled):
+    """PTX for a pair: $0 the values, $1 the zero, $2 the scale, from $3 on the words."""
+    kind = "bf16x2" if bf16 else "f16x2"
+    magic = "0x43004300" if bf16 else "0x64006400"
+    lines = [".reg .b32 t, u;"]
+    signed = bits == 8 and bf16
+    for index, part in enumerate(_fields(bits, j)):
+        shift, mask = part[1], part[2]
+        source = f"${3 + index}"
+        if shift:
+            lines.append(f"shr.b32 u, {source}, {shift};")
+            source = "u"
+        wide = f"0x{mask * 0x10001:08x}"
+        if signed:
+            # Eight bits do not fit into the seven of the mantissa, but the code is stored as
+            # two's complement: 128 + low seven bits, less 128 or, with the sign bit set, 256.
+            lines.append(f"lop3.b32 t, {source}, 0x007f007f, {magic}, 0xEA;")
+            lines.append(f"lop3.b32 u, {source}, 0x00800080, {magic}, 0xEA;")
+            lines.append(f"sub.rn.{kind} t, t, u;")
+        elif index:
+            lines.append(f"and.b32 u, {source}, {wide}; or.b32 t, t, u;")
+        else:
+            lines.append(f"lop3.b32 t, {source}, {wide}, {magic}, 0xEA;")
+    last = "t" if scaled else "$0"
+    lines.append(f"sub.rn.{kind} {last}, t, $1;")
+    if scaled:
+        lines.append(f"mul.rn.{kind} $0, t, $2;")
+    return "{ " + " ".join(lines) + " }"
+
+
+@triton.constexpr_function
+def _constraints(parts):
+    return "=r,r,r" + ",r" * parts
+
+
+@triton.jit
+def _plain(a, b, c, j: tl.constexpr, BITS: tl.constexpr):
+    """Code ``j`` as float32, by shifts and masks; two's complement at 8 bits."""
+    a = a.to(tl.int32)
+    b = b.to(tl.int32)
+    c = c.to(tl.int32)
+    if BITS == 3:
+        if j == 15:
+            code = ((a >> 15) & 1) | ((b >> 14) & 2) | ((c >> 13) & 4)
+        else:
+            word = a if j < 5 else (b if j < 10 else c)
+            code = (word >> (3 * (j % 5))) & 7
+    elif BITS == 6:
+        if j >= 6:
+            code = (((a if j == 6 else b) >> 12) & 15) | ((c >> (8 if j == 6 else 10)) & 48)
+        else:
+            word = a if j < 2 else (b if j < 4 else c)
+            code = (word >> (6 * (j % 2))) & 63
+    else:
+        code = (a >> (BITS * j)) & ((1 << BITS) - 1)
+    return code.to(tl.float32)
+
+
+@triton.jit
+def _values(
+    a,
+    b,
+    c,
+    zero,
+    scale,
+    j: tl.constexpr,
+    BITS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SCALED: tl.constexpr,
+    PLAIN: tl.constexpr,
+):
+    """``code - zero`` of set ``j`` (times ``scale`` with SCALED) in DTYPE, ``[BN, C]``."""
+    if PLAIN:
+        code = _plain(a, b, c, j, BITS)
+        level = zero.to(DTYPE, bitcast=True).to(tl.float32)
+        if BITS == 8 and DTYPE == tl.bfloat16:
+            # Stored as two's complement; the zero is that of the centred code.
+            code = tl.where(code >= 128, code - 256, code)
+            value = code - level
+        else:
+            value = code - (level - (128 if DTYPE == tl.bfloat16 else 1024))
+        if SCALED:
+            value = value * scale.to(DTYPE, bitcast=True).to(tl.float32)
+        return value.to(DTYPE)
+    PARTS: tl.constexpr = _parts(BITS, j)
+    FIRST: tl.constexpr = _first_word(BITS, j)
+    TEXT: tl.constexpr = _asm(BITS, j, DTYPE == tl.bfloat16, SCALED)
+    FORM: tl.constexpr = _constraints(PARTS)
+    if PARTS == 3:
+        return tl.inline_asm_elementwise(
+            TEXT, FORM, [zero, scale, a, b, c], dtype=DTYPE.value, is_pure=True, pack=2
+        )
+    first = a if FIRST == 0 else (b if FIRST == 1 else c)
+    if PARTS == 2:
+        return tl.inline_asm_elementwise(
+            TEXT, FORM, [zero, scale, first, c], dtype=DTYPE.value, is_pure=True, pack=2
+        )
+    return tl.inline_asm_elementwise(
+        TEXT, FORM, [zero, scale, first], dtype=DTYPE.value, is_pure=True, pack=2
+    )
+
+
+# Neither is worth a kernel of its own when it is 1 or a multiple of 16.
+@triton.jit(do_not_specialize=["M", "turns", "splits"])
+def lowbit_matmul(
+    x_ptr,
+    w_ptr,
+    s_ptr,
+    z_ptr,
+    out_ptr,
+    part_ptr,
+    count_ptr,
+    M,
+    N,
+    K,
+    turns,
+    splits,
+    BITS: tl.constexpr,
+    C: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    SCALED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+    PLAIN: tl.constexpr,
+):
+    """One tile of BN output rows and BM rows of activations, over one split of K.
+
+    Args:
+        x_ptr: bf16 or fp16 ``[M, K]``.
+        w_ptr: int16 ``[chunks, words, N, C]``.
+        s_ptr: scales ``[groups, N]``, any float dtype (the dtype of x with SCALED).
+        z_ptr: int16 ``[groups, N]``, the bits of what is taken away (ZERO == -1), else unused.
+        out_ptr: ``[M, N]`` in the dtype of x.
+        part_ptr: float32 ``[splits, M, N]``, count_ptr: int32, zero, one a tile; for SPLIT > 1.
+        turns: of the loop in one split: columns as packed / STEP / splits.
+        splits: of K. SPLIT: 1 where there is one, else 2 (in the interpreter, splits itself).
+        GROUP: columns a scale; 0 for one scale a row.
+        ZERO: bits of what is taken away from every code, or -1 to read it from z_ptr.
+        PLAIN: in the interpreter the number of turns (it cannot loop to a tensor), else 0.
+    """
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    SETS: tl.constexpr = _sets(BITS)
+    WORDS: tl.constexpr = _words(BITS)
+    CHUNK: tl.constexpr = SETS * C
+    CHUNKS: tl.constexpr = STEP // CHUNK
+    tile = tl.program_id(0)
+    row = tl.program_id(1)
+    split = tl.program_id(2)
+    n = tile * BN + tl.arange(0, BN)
+    m = row * BM + tl.arange(0, BM)
+    c = tl.arange(0, C)
+    # Rows beyond the edge read the last row again, and are not stored.
+    n_safe = tl.minimum(n, N - 1)
+    m_safe = tl.minimum(m, M - 1)
+    w_at = w_ptr + n_safe[:, None] * C + c[None, :]
+    x_at = x_ptr + m_safe[None, :].to(tl.int64) * K + c[:, None]
+    total = tl.zeros((BN, BM), tl.float32)
+    if ZERO >= 0:
+        zero_row = tl.full((BN, 1), ZERO, tl.int16)
+    else:
+        zero_row = tl.load(z_ptr + n_safe)[:, None]
+    scale_row = tl.full((BN, 1), 0, tl.int16)
+    for turn in tl.range(0, PLAIN if PLAIN else turns, num_stages=STAGES):
+        step = split * turns + turn
+        if GROUP == 0 or SCALED:
+            part = total
+        else:
+            part = tl.zeros((BN, BM), tl.float32)
+        zero = zero_row
+        scale = scale_row
+        for t in tl.static_range(CHUNKS):
+            chunk = (step * CHUNKS + t).to(tl.int64)
+            a = tl.load(w_at + (chunk * WORDS) * N * C)
+            b = a
+            d = a
+            if WORDS == 3:
+                b = tl.load(w_at + (chunk * WORDS + 1) * N * C)
+                d = tl.load(w_at + (chunk * WORDS + 2) * N * C)
+            for j in tl.static_range(SETS):
+                inside = t * CHUNK + j * C
+                if GROUP > 0:
+                    group = (step * STEP + inside) // GROUP
+                    if inside % GROUP == 0 or inside == 0:
+                        if ZERO < 0:
+                            zero = tl.load(z_ptr + group * N + n_safe)[:, None]
+                        if SCALED:
+                            scale = tl.load(s_ptr + group * N + n_safe)[:, None]
+                            scale = scale.to(tl.int16, bitcast=True)
+                k = step * STEP + inside
+                if EVEN_K:
+                    x = tl.load(x_at + k)
+                else:
+                    x = tl.load(x_at + k, mask=(k + c)[:, None] < K, other=0.0)
+                zeros = tl.broadcast_to(zero, (BN, C))
+                scales = tl.broadcast_to(scale, (BN, C))
+                w = _values(a, b, d, zeros, scales, j, BITS, DTYPE, SCALED, PLAIN)
+                if PLAIN:  # the interpreter would multiply the bits of bfloat16 numbers
+                    part = tl.dot(w.to(tl.float32), x.to(tl.float32), part)
+                else:
+                    part = tl.dot(w, x, part)
+                if GROUP > 0 and not SCALED:
+                    if (inside + C) % GROUP == 0 or inside + C == STEP:
+                        s = tl.load(s_ptr + group * N + n_safe).to(tl.float32)
+                        total += part * s[:, None]
+                        part = tl.zeros((BN, BM), tl.float32)
+        if GROUP == 0 or SCALED:
+            total = part
+    if GROUP == 0:
+        total *= tl.load(s_ptr + n_safe).to(tl.float32)[:, None]
+    keep = (n[:, None] < N) & (m[None, :] < M)
+    at = m[None, :].to(tl.int64) * N + n[:, None]
+    if SPLIT == 1:
+        tl.store(out_ptr + at, total.to(DTYPE), mask=keep)
+    else:
+        size = M.to(tl.int64) * N
+        tl.store(part_ptr + split * size + at, total, mask=keep)
+        tl.debug_barrier()
+        counter = count_ptr + row * tl.num_programs(0) + tile
+        done = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+        if done == splits - 1:
+            total = tl.zeros((BN, BM), tl.float32)
+            for other in tl.range(0, SPLIT if PLAIN else splits):
+                total += tl.load(
+                    part_ptr + other * size + at, mask=keep, other=0.0, cache_modifier=".cg"
+                )
+            tl.store(out_ptr + at, total.to(DTYPE), mask=keep)
+            tl.store(counter, 0)
