@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench install sample clean help
+.PHONY: demo test test-slow check bench bench-gate install sample clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -38,6 +38,9 @@ check: $(STAMP) ## style, types, floors
 
 bench: $(STAMP) ## measured ratios against the field; see benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
+
+bench-gate: $(STAMP) ## calibrate the release gate by simulation (minutes)
+	$(BIN)/python -m benchmarks.gate_calibration --write
 
 clean: ## remove what was built, not what was measured
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

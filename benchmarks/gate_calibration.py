@@ -238,19 +238,23 @@ def report(releases: int, seed: int) -> str:
         "the lossy slice alone |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for shape in (Shape(100, 4), Shape(250, 4), Shape(60, 10)):
-        for margins in ((0.01, 0.02), (0.005, 0.01)):
-            null = simulate(seed, releases, shape, margins, 0.0)
-            lossy = simulate(seed + 1, releases, shape, margins, margins[1])
-            size = f"{shape.clusters} x {shape.each}"
-            words = f"{100 * margins[0]:g} pp, {100 * margins[1]:g} pp"
-            lines += [
-                f"| nothing lost | {size} | {words} | false fail {100 * null.failed:.2f} % "
-                f"(± {100 * _error(null.failed, releases):.2f}) | |",
-                f"| one slice loses its margin | {size} | {words} | false pass "
-                f"{100 * lossy.passed:.2f} % | false pass {100 * lossy.slice_passed:.2f} % "
-                f"(± {100 * _error(lossy.slice_passed, releases):.2f}) |",
-            ]
+    settings = (
+        (Shape(100, 4), (0.01, 0.02)),
+        (Shape(100, 4), (0.005, 0.01)),
+        (Shape(60, 10), (0.01, 0.02)),
+    )
+    for shape, margins in settings:
+        null = simulate(seed, releases, shape, margins, 0.0)
+        lossy = simulate(seed + 1, releases, shape, margins, margins[1])
+        size = f"{shape.clusters} x {shape.each}"
+        words = f"{100 * margins[0]:g} pp, {100 * margins[1]:g} pp"
+        lines += [
+            f"| nothing lost | {size} | {words} | false fail {100 * null.failed:.2f} % "
+            f"(± {100 * _error(null.failed, releases):.2f}) | |",
+            f"| one slice loses its margin | {size} | {words} | false pass "
+            f"{100 * lossy.passed:.2f} % | false pass {100 * lossy.slice_passed:.2f} % "
+            f"(± {100 * _error(lossy.slice_passed, releases):.2f}) |",
+        ]
     lines += _power_lines(releases, seed) + _coverage_lines() + _adaptive_lines(releases, seed)
     return "\n".join(lines) + "\n"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -55,22 +56,25 @@ def correct(checks: Sequence[Check], alpha: float) -> list[Check]:
     Weighted Holm over what can fail the variant and carries a p-value; a fail that does not
     survive it becomes inconclusive. Benjamini-Hochberg over all slices gives ``q``, for display.
     """
-    out = list(checks)
-    family = [i for i, c in enumerate(out) if c.holm and c.p is not None and c.role != "advisory"]
-    weights = _weights([out[i] for i in family])
-    adjusted = stats.weighted_holm([_p(out[i]) for i in family], weights)
+    changes: list[dict[str, Any]] = [{} for _ in checks]
+    family = [
+        i for i, c in enumerate(checks) if c.holm and c.p is not None and c.role != "advisory"
+    ]
+    weights = _weights([checks[i] for i in family])
+    adjusted = stats.weighted_holm([_p(checks[i]) for i in family], weights)
     for index, p in zip(family, adjusted.tolist(), strict=True):
-        check = replace(out[index], p_adjusted=p)
-        if check.verdict == "fail" and p > alpha:
+        changes[index]["p_adjusted"] = p
+        if checks[index].verdict == "fail" and p > alpha:
             note = f"alone it would fail; among {len(family)} checks its p becomes {p:.3g} (Holm)"
-            check = replace(check, verdict="inconclusive", notes=(*check.notes, note))
-        out[index] = check
-    shown = [i for i, c in enumerate(out) if c.p is not None and c.slice != OVERALL]
-    for index, q in zip(
-        shown, stats.benjamini_hochberg([_p(out[i]) for i in shown]).tolist(), strict=True
-    ):
-        out[index] = replace(out[index], q=q)
-    return out
+            changes[index]["verdict"] = "inconclusive"
+            changes[index]["notes"] = (*checks[index].notes, note)
+    shown = [i for i, c in enumerate(checks) if c.p is not None and c.slice != OVERALL]
+    q_values = stats.benjamini_hochberg([_p(checks[i]) for i in shown]).tolist()
+    for index, q in zip(shown, q_values, strict=True):
+        changes[index]["q"] = q
+    return [
+        replace(c, **change) if change else c for c, change in zip(checks, changes, strict=True)
+    ]
 
 
 def _p(check: Check) -> float:
