@@ -15,6 +15,7 @@ from evalq.kernels.packing import QuantizedWeight
 from evalq.quantize.calibration import Calibration
 from evalq.quantize.capture import LayerCall, Stream, capture_inputs, head_inputs
 from evalq.quantize.config import METHODS, Method, check_scheme, resolve_options
+from evalq.quantize.job import InputStatistics, Job, LayerReport
 from evalq.quantize.linear import (
     check_finite,
     check_widths,
@@ -24,14 +25,7 @@ from evalq.quantize.linear import (
     set_weight,
     weight_shape,
 )
-from evalq.quantize.pipeline import (
-    PROBE_TOKENS,
-    InputStatistics,
-    Job,
-    LayerReport,
-    finish_block,
-    quantize_decoder_layer,
-)
+from evalq.quantize.pipeline import PROBE_TOKENS, finish_block, quantize_decoder_layer
 from evalq.schema import Scheme
 
 if TYPE_CHECKING:
@@ -183,6 +177,7 @@ def _run(
         _check_tokens(module, calibration)
         batch = max(1, int(job.options["batch_tokens"]) // calibration.length)
         stream = capture_inputs(module, layers, calibration.tokens, batch, device)
+        stream.products = _products(job)
         short = calibration.tokens[:1, :PROBE_TOKENS]
         probes = capture_inputs(module, layers, short, 1, device).calls[0]
     for index, layer in enumerate(layers):
@@ -195,6 +190,13 @@ def _run(
         _quantize_head(job, module, layers, stream, calibration, batch)
     if progress:
         progress("done", 1.0)
+
+
+def _products(job: Job) -> torch.dtype:
+    named = str(job.options["products"])
+    if named == "auto":
+        return torch.bfloat16 if job.stored == torch.bfloat16 else torch.float32
+    return torch.bfloat16 if named == "bfloat16" else torch.float32
 
 
 def _job(
@@ -224,10 +226,11 @@ def _shapes(
     found = []
     for index, layer in enumerate(layers):
         prefix = f"{layers_name}.{index}"
-        found += [(f"{prefix}.{n}", weight_shape(m)[1]) for n, m in linears(layer, job.skip)]
+        found += [(f"{prefix}.{n}", weight_shape(m)[1]) for n, m in linears(layer)]
         for name, parameter in layer.named_parameters():
-            if parameter.ndim == 3 and not any(s in name for s in job.skip):
+            if parameter.ndim == 3:
                 found.append((f"{prefix}.{name}", int(parameter.shape[-1])))
+    found = [(name, width) for name, width in found if not job.skips(name)]
     if job.options["quantize_head"]:
         found.append(("the output head", weight_shape(_head(module))[1]))
     return found

@@ -43,10 +43,12 @@ class Stream:
     Args:
         hidden: per batch ``[samples, length, width]``, float32.
         calls: per batch, per layer.
+        products: dtype of the layers' matrix products.
     """
 
     hidden: list[Tensor]
     calls: list[list[LayerCall]]
+    products: torch.dtype = torch.float32
 
     @property
     def tokens(self) -> int:
@@ -168,17 +170,26 @@ def head_inputs(
     return seen[0].reshape(-1, seen[0].shape[-1])
 
 
-def run_layer(layer: nn.Module, hidden: Tensor, call: LayerCall) -> Tensor:
-    """The layer's output ``[samples, length, width]``.
+def run_layer(
+    layer: nn.Module, hidden: Tensor, call: LayerCall, products: torch.dtype = torch.float32
+) -> Tensor:
+    """The layer's output, float32 ``[samples, length, width]``.
+
+    Args:
+        layer: a decoder layer in float32.
+        hidden: its input, float32.
+        call: the rest of its arguments.
+        products: dtype of its matrix products; norms and sums stay in float32.
 
     Raises:
         QuantizationError: the layer returns something else than hidden states.
     """
-    with torch.no_grad():
+    low = products != torch.float32
+    with torch.no_grad(), torch.autocast(hidden.device.type, products, enabled=low):
         out = layer(hidden, *call.args, **copy.copy(dict(call.kwargs)))
     if not isinstance(out, Tensor) or out.shape != hidden.shape:
         raise QuantizationError(f"{type(layer).__name__} does not return its hidden states")
-    return out
+    return out.float()
 
 
 @contextmanager
@@ -230,7 +241,7 @@ def observe(
     for hidden, calls in zip(stream.hidden, stream.calls, strict=True):
         with _watching(modules, look, names):
             try:
-                run_layer(layer, hidden, calls[index])
+                run_layer(layer, hidden, calls[index], stream.products)
             except _StopError:
                 continue
 

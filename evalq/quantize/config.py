@@ -89,6 +89,12 @@ _COMMON = {
 }
 _DATA = {
     "batch_tokens": Option(4096, "tokens that pass through a layer at a time", low=1),
+    "products": Option(
+        "auto",
+        "dtype of matrix products in calibration passes; auto is bfloat16 for a bfloat16 parent "
+        "(sums over tokens are always float32)",
+        choices=("auto", "float32", "bfloat16"),
+    ),
     "minimum_tokens": Option(16, "expert layers that saw fewer tokens are reported", low=1),
 }
 _GPTQ = {

@@ -16,8 +16,8 @@ from evalq.schema import WeightScheme
 
 __all__ = ["Grid", "encode", "grouped", "minmax_grid", "search_grid"]
 
-_ROWS_AT_A_TIME = 1 << 22
-_SHRINK_STEPS = 24
+_ROWS_AT_A_TIME = 1 << 17
+_SHRINK_STEPS = 10
 _SMALLEST_SHRINK = {2: 0.35, 3: 0.45, 4: 0.55}
 
 
@@ -125,10 +125,15 @@ def group_error(difference: Tensor, importance: Tensor | None) -> Tensor:
     return (torch.bmm(by_group, importance) * by_group).sum(-1).T
 
 
-def _refit(blocks: Tensor, grid: Grid, codes: Tensor, weight: Tensor | None) -> Tensor:
-    """Scales that fit the codes best, by (diagonally weighted) least squares."""
-    centred = codes - grid.zeros.unsqueeze(-1)
-    weighted = centred if weight is None else centred * weight
+def _refit(blocks: Tensor, grid: Grid, codes: Tensor, importance: Tensor | None) -> Tensor:
+    """Scales that fit the codes best: least squares in the metric of :func:`group_error`."""
+    centred = codes.sub_(grid.zeros.unsqueeze(-1))
+    if importance is None:
+        weighted = centred
+    elif importance.ndim == 2:
+        weighted = centred * importance
+    else:
+        weighted = torch.bmm(centred.transpose(0, 1), importance).transpose(0, 1)
     denominator = (weighted * centred).sum(-1)
     fitted = (weighted * blocks).sum(-1) / denominator.clamp_min(1e-30)
     return torch.where((denominator > 0) & (fitted > 0), fitted, grid.scales.float())
@@ -167,9 +172,6 @@ def _search_rows(
 ) -> Grid:
     top, _ = _levels(scheme)
     low, high = _ranges(blocks, scheme)
-    diagonal = importance
-    if importance is not None and importance.ndim == 3:
-        diagonal = importance.diagonal(dim1=-2, dim2=-1)
     best = _grid_of_range(low, high, scheme, dtype)
     best_error = _error_of(blocks, best, top, importance)
     smallest = _SMALLEST_SHRINK.get(scheme.bits, 0.75)
@@ -180,7 +182,7 @@ def _search_rows(
             zeros = (start.zeros + shift).clamp(0, top) if shift else start.zeros
             grid = Grid(start.scales, zeros)
             codes = _codes(blocks, grid, top)
-            grid = Grid(_stored(_refit(blocks, grid, codes, diagonal), dtype), zeros)
+            grid = Grid(_stored(_refit(blocks, grid, codes, importance), dtype), zeros)
             best, best_error = _better(best, best_error, grid, blocks, top, importance)
     return best
 

@@ -77,10 +77,10 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return best
 
 
-def linears(layer: nn.Module, skip: Sequence[str] = ()) -> Iterator[tuple[str, nn.Module]]:
-    """Linear layers inside a decoder layer, by name; those whose name holds a ``skip`` are not."""
+def linears(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers inside a decoder layer, by name."""
     for name, module in layer.named_modules():
-        if is_linear(module) and not any(part in name for part in skip):
+        if is_linear(module):
             yield name, module
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +19,9 @@ from evalq.quantize.capture import (
     run_layer,
     trace_layer,
 )
-from evalq.quantize.config import Method
 from evalq.quantize.folds import Fold, apply_fold, find_folds
 from evalq.quantize.gptq import GptqSettings, GptqStats, gptq_weight
+from evalq.quantize.job import InputStatistics, Job, LayerReport
 from evalq.quantize.linear import (
     check_finite,
     get_weight,
@@ -34,126 +31,11 @@ from evalq.quantize.linear import (
     weight_shape,
 )
 from evalq.quantize.rtn import rtn_weight
-from evalq.schema import WeightScheme
 
 PROBE_TOKENS = 16
 _SMALLEST_OUTPUT = 16
 
-__all__ = [
-    "PROBE_TOKENS",
-    "InputStatistics",
-    "Job",
-    "LayerReport",
-    "finish_block",
-    "quantize_decoder_layer",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerReport:
-    """How one linear layer came out.
-
-    Args:
-        name: full name of the layer.
-        method: that made it.
-        weight_error: ``|W - Q| / |W|`` (Frobenius), folded scales divided out where they apply.
-        output_error: the same of the outputs over the calibration tokens, or ``None`` without.
-        tokens: calibration tokens that the layer saw.
-        damping: share of the Hessian's mean diagonal that was added, or ``None``.
-        escalations: times that the damping had to be raised.
-        strength: AWQ's exponent (-1: no scaling was best), or ``None``.
-    """
-
-    name: str
-    method: str
-    weight_error: float
-    output_error: float | None = None
-    tokens: int = 0
-    damping: float | None = None
-    escalations: int = 0
-    strength: float | None = None
-
-
-@dataclass(slots=True)
-class InputStatistics:
-    """Sums over the inputs of a block.
-
-    Args:
-        hessian: float32 ``[in, in]``, mean of ``x x'``.
-        magnitude: float32 ``[in]``, mean of ``|x|``.
-        tokens: inputs seen.
-    """
-
-    hessian: Tensor
-    magnitude: Tensor
-    tokens: int = 0
-
-    @classmethod
-    def empty(cls, width: int, device: torch.device) -> InputStatistics:
-        """Of no input yet."""
-        return cls(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
-
-    def add(self, inputs: Tensor) -> None:
-        """Take in ``[..., in]``; the running means stay in float32."""
-        flat = inputs.reshape(-1, inputs.shape[-1]).float()
-        total = self.tokens + flat.shape[0]
-        if not flat.shape[0]:
-            return
-        self.hessian.mul_(self.tokens / total).addmm_(flat.T, flat, alpha=1 / total)
-        self.magnitude.mul_(self.tokens / total).add_(flat.abs().sum(0), alpha=1 / total)
-        self.tokens = total
-
-    def scaled(self, columns: Tensor) -> InputStatistics:
-        """Of inputs divided by ``columns``."""
-        hessian = self.hessian / columns[:, None] / columns[None, :]
-        return InputStatistics(hessian, self.magnitude / columns, self.tokens)
-
-
-@dataclass(slots=True)
-class Job:
-    """One quantization, and what has come of it so far.
-
-    Args:
-        method, scheme, options: as asked for; ``options`` are complete.
-        scale_dtype: of stored scales.
-        stored: dtype of the parent's tensors, which changed ones are stored in.
-        head_dim: width of an attention head, or 0.
-        seed: for probes.
-        layers, dense, reports, warnings, experts: results.
-    """
-
-    method: Method
-    scheme: WeightScheme
-    options: Mapping[str, Any]
-    scale_dtype: torch.dtype
-    stored: torch.dtype
-    head_dim: int
-    seed: int
-    layers: dict[str, QuantizedWeight] = field(default_factory=dict)
-    dense: dict[str, Tensor] = field(default_factory=dict)
-    reports: list[LayerReport] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    experts: list[str] = field(default_factory=list)
-
-    repeated: dict[str, list[str]] = field(default_factory=dict)
-
-    def warn(self, where: str, what: str) -> None:
-        """Note ``what`` of one decoder layer; the same of many layers becomes one warning."""
-        self.repeated.setdefault(re.sub(r"\bexperts\.\d+", "experts.*", what), []).append(where)
-
-    def all_warnings(self) -> tuple[str, ...]:
-        """Warnings, those that repeat once with the number of layers."""
-        shared = []
-        for what, names in self.repeated.items():
-            where = sorted(set(names), key=names.index)
-            more = f" (and {len(where) - 1} more layers)" if len(where) > 1 else ""
-            shared.append(f"{where[0]}{more}: {what}")
-        return (*shared, *self.warnings)
-
-    @property
-    def skip(self) -> tuple[str, ...]:
-        """Parts of names of layers that stay as they are."""
-        return tuple(s.strip() for s in str(self.options["skip"]).split(",") if s.strip())
+__all__ = ["PROBE_TOKENS", "finish_block", "quantize_decoder_layer"]
 
 
 def quantize_decoder_layer(
@@ -187,7 +69,7 @@ def quantize_decoder_layer(
     job.experts.extend(f"{name}.{r}" for r in replaced)
     before = {n: p.data.clone() for n, p in layer.named_parameters()} if job.method.folds else {}
     modules = dict(linears(layer))
-    wanted = {n for n in modules if not any(part in f"{name}.{n}" for part in job.skip)}
+    wanted = {n for n in modules if not job.skips(f"{name}.{n}")}
     wanted -= _too_small(job, name, modules)
     if stream is None or probe is None:
         for part in modules:
@@ -229,7 +111,9 @@ def _too_small(job: Job, name: str, modules: Mapping[str, nn.Module]) -> set[str
 
 def _advance(layer: nn.Module, name: str, stream: Stream, index: int) -> None:
     for number, hidden in enumerate(stream.hidden):
-        stream.hidden[number] = run_layer(layer, hidden, stream.calls[number][index])
+        stream.hidden[number] = run_layer(
+            layer, hidden, stream.calls[number][index], stream.products
+        )
         check_finite(f"the output of {name}", stream.hidden[number])
 
 

@@ -27,7 +27,7 @@ def test_conformance(name, method):
     before = copy.deepcopy(parent.state_dict())
     quantized = quantize(
         parent,
-        Scheme(WeightScheme(4, PerGroup(32), symmetric=False)),
+        Scheme(WeightScheme(8, PerGroup(32), symmetric=False)),
         method,
         random_calibration(),
     )
@@ -35,11 +35,12 @@ def test_conformance(name, method):
     assert len(quantized.layers) == LAYERS.get(name, 14)
     assert len(quantized.reports) == len(quantized.layers)
     assert all(isinstance(w, QuantizedWeight) for w in quantized.layers.values())
-    assert all(0 < r.weight_error < 0.5 for r in quantized.reports)
+    assert all(0 < r.weight_error < 0.02 for r in quantized.reports)
     assert (name == "gpt2") == bool(quantized.transposed)
     variant = with_weights_of(parent, quantized)
     kl = mean_kl(parent, variant, random_tokens(4, 64, seed=9))
-    assert 0 < kl < 0.2
+    # A wrong name, orientation or fold would show here: it costs far more than 8 bits do.
+    assert 0 < kl < 0.05
     unchanged = set(before) - {f"{n}.weight" for n in quantized.layers} - set(quantized.dense)
     stacked = tuple(f"{e}." for e in quantized.experts)
     for key in unchanged:

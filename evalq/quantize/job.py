@@ -1,0 +1,128 @@
+"""What one quantization is asked for, what it has seen, and what has come of it so far."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalq.kernels.packing import QuantizedWeight
+from evalq.quantize.config import Method
+from evalq.schema import WeightScheme
+
+__all__ = ["InputStatistics", "Job", "LayerReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """How one linear layer came out.
+
+    Args:
+        name: full name of the layer.
+        method: that made it.
+        weight_error: ``|W - Q| / |W|`` (Frobenius), folded scales divided out where they apply.
+        output_error: the same of the outputs over the calibration tokens, or ``None`` without.
+        tokens: calibration tokens that the layer saw.
+        damping: share of the Hessian's mean diagonal that was added, or ``None``.
+        escalations: times that the damping had to be raised.
+        strength: AWQ's exponent (-1: no scaling was best), or ``None``.
+    """
+
+    name: str
+    method: str
+    weight_error: float
+    output_error: float | None = None
+    tokens: int = 0
+    damping: float | None = None
+    escalations: int = 0
+    strength: float | None = None
+
+
+@dataclass(slots=True)
+class InputStatistics:
+    """Sums over the inputs of a block.
+
+    Args:
+        hessian: float32 ``[in, in]``, mean of ``x x'``.
+        magnitude: float32 ``[in]``, mean of ``|x|``.
+        tokens: inputs seen.
+    """
+
+    hessian: Tensor
+    magnitude: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> InputStatistics:
+        """Of no input yet."""
+        return cls(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in ``[..., in]``; the running means stay in float32."""
+        flat = inputs.reshape(-1, inputs.shape[-1]).float()
+        total = self.tokens + flat.shape[0]
+        if not flat.shape[0]:
+            return
+        self.hessian.mul_(self.tokens / total).addmm_(flat.T, flat, alpha=1 / total)
+        self.magnitude.mul_(self.tokens / total).add_(flat.abs().sum(0), alpha=1 / total)
+        self.tokens = total
+
+    def scaled(self, columns: Tensor) -> InputStatistics:
+        """Of inputs divided by ``columns``."""
+        hessian = self.hessian / columns[:, None] / columns[None, :]
+        return InputStatistics(hessian, self.magnitude / columns, self.tokens)
+
+
+@dataclass(slots=True)
+class Job:
+    """One quantization, and what has come of it so far.
+
+    Args:
+        method, scheme, options: as asked for; ``options`` are complete.
+        scale_dtype: of stored scales.
+        stored: dtype of the parent's tensors, which changed ones are stored in.
+        head_dim: width of an attention head, or 0.
+        seed: for probes.
+        layers, dense, reports, warnings, experts: results.
+    """
+
+    method: Method
+    scheme: WeightScheme
+    options: Mapping[str, Any]
+    scale_dtype: torch.dtype
+    stored: torch.dtype
+    head_dim: int
+    seed: int
+    layers: dict[str, QuantizedWeight] = field(default_factory=dict)
+    dense: dict[str, Tensor] = field(default_factory=dict)
+    reports: list[LayerReport] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    experts: list[str] = field(default_factory=list)
+
+    repeated: dict[str, list[str]] = field(default_factory=dict)
+
+    def warn(self, where: str, what: str) -> None:
+        """Note ``what`` of one decoder layer; the same of many layers becomes one warning."""
+        self.repeated.setdefault(re.sub(r"\bexperts\.\d+", "experts.*", what), []).append(where)
+
+    def all_warnings(self) -> tuple[str, ...]:
+        """Warnings, those that repeat once with the number of layers."""
+        shared = []
+        for what, names in self.repeated.items():
+            where = sorted(set(names), key=names.index)
+            more = f" (and {len(where) - 1} more layers)" if len(where) > 1 else ""
+            shared.append(f"{where[0]}{more}: {what}")
+        return (*shared, *self.warnings)
+
+    @property
+    def skip(self) -> tuple[str, ...]:
+        """Parts of names of layers that stay as they are."""
+        return tuple(s.strip() for s in str(self.options["skip"]).split(",") if s.strip())
+
+    def skips(self, name: str) -> bool:
+        """Whether the layer of that full name stays as it is because the user said so."""
+        return any(part in name for part in self.skip)
