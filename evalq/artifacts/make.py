@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import evalq
 from evalq.artifacts.api import FORMATS, storage
 from evalq.artifacts.base import Artifact
+from evalq.artifacts.check import check, loadable
 from evalq.artifacts.files import read_json
 from evalq.artifacts.identity import MANIFEST, hash_directory
 from evalq.artifacts.write import (
@@ -181,9 +182,28 @@ def make_artifact(
             "recipe_hash": recipe_hash,
             "content_hash": digest,
             "storage": asdict(storage(temporary)),
+            # Reads everything back, too: nothing gets its name before it was seen to be sound.
+            "engines": _engines(temporary),
         }
         write_json(temporary / MANIFEST, manifest)
     return Artifact(out, digest, manifest)
+
+
+def _engines(directory: Path) -> dict[str, Any]:
+    """Which engines load what was just written, and why not.
+
+    Raises:
+        ArtifactError: what was written cannot be read back.
+    """
+    findings = check(directory)
+    broken = [f for f in findings if f.engine == "files" and f.severity == "error"]
+    if broken:
+        raise ArtifactError(f"what was written cannot be read back: {broken[0].message}")
+    refusals = {f.engine: f.message for f in findings if f.severity == "error"}
+    return {
+        engine: {"loads": loads, "why": refusals.get(engine, "")}
+        for engine, loads in loadable(findings).items()
+    }
 
 
 def _manifest(

@@ -7,7 +7,7 @@ checkpoint are what every loader reads, so artifacts are written with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,33 +16,43 @@ from torch import Tensor
 from evalq.errors import QuantizationError
 from evalq.kernels.packing import QuantizedWeight
 
-__all__ = ["checkpoint_layers", "checkpoint_name"]
+__all__ = ["checkpoint_layers", "checkpoint_names"]
 
 
-def checkpoint_name(module: Any, layer: str) -> str:
-    """The name that checkpoints have for a linear layer of ``module``.
+def checkpoint_names(module: Any, layers: Iterable[str]) -> dict[str, str]:
+    """The names that checkpoints have for linear layers of ``module``.
 
     Args:
         module: the transformers model.
-        layer: name of a submodule with a ``weight``.
+        layers: names of submodules with a ``weight``.
 
     Raises:
         QuantizationError: no such layer, or one that checkpoints split or fuse with others.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    key = f"{layer}.weight"
     state = module.state_dict()
-    if key not in state:
-        raise QuantizationError(f"the model has no layer {layer!r} to store")
-    reverted = list(revert_weight_conversion(module, {key: state[key].to("meta")}))
-    if len(reverted) != 1 or not reverted[0].endswith(".weight"):
-        raise QuantizationError(
-            f"{layer} is stored as {len(reverted)} tensors in this architecture's checkpoints and "
-            "cannot be quantized as one",
-            hint="Name it in the option 'skip' to leave it as it is.",
-        )
-    return str(reverted[0]).removesuffix(".weight")
+    keys = {}
+    for layer in layers:
+        key = f"{layer}.weight"
+        if key not in state:
+            raise QuantizationError(f"the model has no layer {layer!r} to store")
+        keys[layer] = {key: state[key].to("meta")}
+    together = {key: tensor for single in keys.values() for key, tensor in single.items()}
+    # Most architectures rename nothing; asking for all layers at once is then enough.
+    if set(revert_weight_conversion(module, together)) == set(together):
+        return {layer: layer for layer in keys}
+    names = {}
+    for layer, single in keys.items():
+        reverted = list(revert_weight_conversion(module, single))
+        if len(reverted) != 1 or not reverted[0].endswith(".weight"):
+            raise QuantizationError(
+                f"{layer} is stored as {len(reverted)} tensors in this architecture's checkpoints "
+                "and cannot be quantized as one",
+                hint="Name it in the option 'skip' to leave it as it is.",
+            )
+        names[layer] = str(reverted[0]).removesuffix(".weight")
+    return names
 
 
 def checkpoint_layers(
@@ -71,10 +81,10 @@ def checkpoint_layers(
     found: dict[str, QuantizedWeight] = {}
     covered: set[str] = set()
     of_experts = {f"{home}." for home in experts}
-    for layer, weight in layers.items():
-        if not any(layer.startswith(home) for home in of_experts):
-            found[checkpoint_name(module, layer)] = weight
-            covered.add(f"{layer}.weight")
+    single = [n for n in layers if not any(n.startswith(home) for home in of_experts)]
+    for layer, name in checkpoint_names(module, single).items():
+        found[name] = layers[layer]
+        covered.add(f"{layer}.weight")
     if stacked:
         found |= _expert_layers(module, layers, stacked)
         covered |= set(stacked)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from evalq.artifacts.base import Encoder
 from evalq.artifacts.files import open_files
-from evalq.artifacts.naming import checkpoint_layers, checkpoint_name
+from evalq.artifacts.naming import checkpoint_layers, checkpoint_names
 from evalq.errors import ArtifactError, NonFiniteError, QuantizationError
 from evalq.kernels.packing import QuantizedWeight
 
@@ -230,12 +230,15 @@ def _write_config(
     if untied:
         config["tie_word_embeddings"] = False
     if contents.layers:
-        plain = tuple(
-            checkpoint_name(module, name)
+        left = [
+            name
             for name, part in module.named_modules()
             if isinstance(part, nn.Linear) and name not in contents.layers
-        )
+        ]
+        # transformers matches these names with those of its modules, vLLM with the checkpoint's.
+        plain = tuple(dict.fromkeys([*left, *checkpoint_names(module, left).values()]))
         schemes = {layer: weight.scheme for layer, weight in layers.items()}
+        schemes |= {layer: weight.scheme for layer, weight in contents.layers.items()}
         config["quantization_config"] = encoder.settings(schemes, plain, contents.activation_bits)
     write_json(path, config)
     generation = None if contents.source is None else contents.source / "generation_config.json"

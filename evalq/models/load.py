@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from evalq.artifacts.api import read, storage
 from evalq.artifacts.files import open_files
@@ -107,6 +108,8 @@ def load_artifact(path: Path, engine: EnginePlan) -> LoadedModel:
         )
         if getattr(config, "quantization_config", None) is not None:
             del config.quantization_config
+        for name in _transposed(config, engine) & set(stored.layers):
+            state[f"{name}.weight"] = state[f"{name}.weight"].T.contiguous()
         module = _build(None, engine, dtype, ArtifactError, str(path), config=config, state=state)
         tokenizer = _tokenizer(path, engine)
     del state
@@ -292,6 +295,15 @@ def _build(
             hint="Its config.json and its weights do not belong together, or files are missing.",
         )
     return module
+
+
+def _transposed(config: Any, engine: EnginePlan) -> set[str]:
+    """Layers that keep their weight ``[in, out]`` (GPT-2), by module and by checkpoint name."""
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config, trust_remote_code=engine.trust_remote_code)
+    names = {name for name, part in model.named_modules() if isinstance(part, Conv1D)}
+    return names | {name.removeprefix(f"{model.base_model_prefix}.") for name in names}
 
 
 def _placed(module: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -1,0 +1,116 @@
+"""Architectures whose checkpoints are not laid out like their modules."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    MixtralConfig,
+    Qwen3MoeConfig,
+)
+
+from evalq.artifacts.api import read
+from evalq.artifacts.identity import hash_directory
+from evalq.artifacts.make import make_artifact
+from evalq.models.load import load_artifact
+from evalq.plan import EnginePlan
+from evalq.schema import PerGroup, Scheme, WeightScheme
+from tests.artifacts.helpers import tiny_tokenizer
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+CONFIGS = {
+    "mixtral": MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SMALL,
+        num_key_value_heads=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        head_dim=16,
+    ),
+    "gpt_neox": GPTNeoXConfig(**SMALL),
+    "gpt2": GPT2Config(
+        vocab_size=64, n_embd=64, n_layer=2, n_head=4, n_positions=64, bos_token_id=0
+    ),
+}
+TOKENS = torch.arange(1, 33)[None]
+
+
+def artifact(name, tmp_path, symmetric=True):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path / "parent")
+    tiny_tokenizer().save_pretrained(tmp_path / "parent")
+    module = AutoModelForCausalLM.from_pretrained(tmp_path / "parent").eval()
+    source = SimpleNamespace(path=tmp_path / "parent", kind="directory")
+    parent = SimpleNamespace(
+        name=name,
+        hash=hash_directory(tmp_path / "parent"),
+        module=module,
+        tokenizer=tiny_tokenizer(),
+        source=source,
+    )
+    scheme = Scheme(WeightScheme(8, PerGroup(32), symmetric))
+    return module, make_artifact(parent, scheme, "rtn", None, {}, 0, tmp_path / "out")
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loaded_back_it_is_the_parent_but_for_rounding(name, tmp_path):
+    module, made = artifact(name, tmp_path)
+    ours = logits(load_artifact(made.path, EnginePlan(device="cpu")).module)
+    theirs = logits(module)
+    error = (ours - theirs).norm() / theirs.norm()
+    assert 0 < error < 0.02
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_neox"])
+def test_transformers_gives_the_same_logits(name, tmp_path):
+    _, made = artifact(name, tmp_path)
+    ours = logits(load_artifact(made.path, EnginePlan(device="cpu")).module)
+    peer, info = AutoModelForCausalLM.from_pretrained(made.path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    # transformers rounds the weights of experts to the dtype of the scales, float16.
+    assert torch.allclose(logits(peer), ours, rtol=1e-3, atol=2e-4)
+    assert made.manifest["engines"]["transformers"]["loads"]
+
+
+def test_experts_have_the_names_and_rows_of_the_checkpoint(tmp_path):
+    module, made = artifact("mixtral", tmp_path)
+    stored = read(made.path)
+    home = "model.layers.1.block_sparse_moe.experts"
+    gate_up = module.model.layers[1].mlp.experts.gate_up_proj
+    for expert in range(4):
+        for name, rows in (("w1", slice(0, 96)), ("w3", slice(96, 192))):
+            weight = stored.layers[f"{home}.{expert}.{name}"].dequantize()
+            assert torch.allclose(weight, gate_up[expert, rows], atol=1e-3)
+    assert not any("experts" in name for name in stored.dense)
+
+
+def test_what_transformers_does_not_load_is_recorded(tmp_path):
+    _, experts = artifact("mixtral", tmp_path / "a", symmetric=False)
+    with pytest.raises(RuntimeError):
+        AutoModelForCausalLM.from_pretrained(experts.path)
+    assert "zero points of experts" in experts.manifest["engines"]["transformers"]["why"]
+    _, conv1d = artifact("gpt2", tmp_path / "b")
+    _, info = AutoModelForCausalLM.from_pretrained(conv1d.path, output_loading_info=True)
+    assert info["missing_keys"]
+    assert "Conv1D" in conv1d.manifest["engines"]["transformers"]["why"]
