@@ -172,3 +172,16 @@ def test_calculator_refuses(evalq: Evalq, arguments: str) -> None:
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith(("evalq: error:", "Usage"))
+
+
+def test_monitor(evalq: Evalq, run_dir: Path) -> None:
+    done = evalq("stats", "monitor", run_dir, "--variant", BAD, "--margin-pp", "2", "--json")
+    broken = json.loads(done.stdout)
+    assert broken["loss_at"] < 200
+    assert broken["pass_at"] is None
+    done = evalq("stats", "monitor", run_dir, "--variant", GOOD, "--margin-pp", "2", "--json")
+    good = json.loads(done.stdout)
+    assert good["loss_at"] is None
+    assert good["pass_at"] < good["units"] == 2000
+    assert "not shown" in evalq("stats", "monitor", run_dir, "--variant", GOOD).stdout
+    assert evalq("stats", "monitor", run_dir, "--variant", "none").returncode == 2
