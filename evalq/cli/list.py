@@ -118,6 +118,39 @@ def tasks(
     _table(rows, ("suite", "task", "slice", "version", "metric"))
 
 
+@app.command("data")
+def data(
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Only this suite; can be given again.")
+    ] = None,
+    data_dir: Annotated[str, typer.Option(help="Folder of local copies of datasets.")] = "",
+    json_: Json = False,
+) -> None:
+    """Which data the tasks need: what is here, and what would be fetched.
+
+    Example: evalq list data --suite multilingual --data-dir data
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from evalq.tasks.inventory import data_status
+    from evalq.tasks.suites import list_suites, load_suite
+
+    chosen = [load_suite(name) for name in suite] if suite else list_suites()
+    folder = Path(data_dir) if data_dir else None
+    rows = [asdict(data_status(task, folder)) for s in chosen for task in s.tasks]
+    if json_:
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    shown = [{**row, "file": (row["files"] or ("",))[0]} for row in rows]
+    _table(shown, ("task", "status", "dataset", "config", "file"))
+    wanted = sorted({(r["dataset"], r["config"]) for r in rows if r["status"] == "hub"})
+    if wanted:
+        typer.echo(
+            f"\n{len(wanted)} datasets would come from the hub; 'file' is where a copy goes."
+        )
+
+
 @app.command("methods")
 def methods(json_: Json = False) -> None:
     """The quantization methods.

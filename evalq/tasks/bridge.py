@@ -209,7 +209,7 @@ def build(
                 loaded = load_task(entry, folder)
                 built.append(build_task(loaded, suite, entry, limit=limit, prompts=prompts))
     for workload in workloads:
-        for task in build_workload(workload, limit=limit, prompts=prompts):
+        for task in build_workload(workload, data_dir=folder, limit=limit, prompts=prompts):
             if ("workload", task.name) in seen:
                 raise TaskError(
                     f"two workloads are named {task.name!r}",
@@ -246,19 +246,25 @@ def build_task(
 
 
 def build_workload(
-    file: str | Path, *, limit: int | None = None, prompts: PromptSettings | None = None
+    file: str | Path,
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    prompts: PromptSettings | None = None,
 ) -> list[BuiltTask]:
-    """Build a workload: one task for its generation items, one for its multiple-choice items.
+    """Build a workload: one task for its free answers, one for its multiple-choice items.
 
     Raises:
-        TaskError: a fault in the file, with its line number.
+        TaskError: a fault in the file, with its place.
+        PlanError: a faulty workload YAML, an unknown scorer.
     """
     built = []
-    for part in load_workload(file):
-        identity = Identity("workload", 0, part.name, part.slice, "")
-        loaded = LoadedTask(part.task, str(part.path))
-        part.task.set_config(key="num_fewshot", value=0)
-        built.append(_assemble(loaded, identity, ("", ""), limit, prompts or PromptSettings()))
+    for part in load_workload(file, data_dir):
+        identity = Identity("workload", 0, part.name, part.slice, "", part.own)
+        shots = part.loaded.task.get_config("num_fewshot") or 0
+        part.loaded.task.set_config(key="num_fewshot", value=shots)
+        settings = prompts or PromptSettings()
+        built.append(_assemble(part.loaded, identity, ("", ""), limit, settings))
     return built
 
 

@@ -21,7 +21,7 @@ import yaml
 
 from evalq.errors import TaskError, nearest
 
-__all__ = ["find_task", "known_tasks", "lm_eval_tasks_folder", "load_config"]
+__all__ = ["find_task", "known_tasks", "lm_eval_tasks_folder", "load_config", "raw_mapping"]
 
 _IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 _TOP_KEY = re.compile(
@@ -165,13 +165,13 @@ def _scalar(raw: bytes) -> str:
 
 def _parsed(path: Path, key: str) -> str:
     """The value of a key as YAML reads it; ``""`` unless it is text."""
-    value = _raw(path).get(key)
+    value = raw_mapping(path).get(key)
     return value if isinstance(value, str) else ""
 
 
 def _included(path: Path, depth: int = 0) -> tuple[str, bool]:
     """The name of a file without one of its own: the last include that has one gives it."""
-    raw = _raw(path)
+    raw = raw_mapping(path)
     for key in ("group", "task"):
         if isinstance(raw.get(key), str):
             return str(raw[key]), key == "group"
@@ -185,7 +185,7 @@ def _included(path: Path, depth: int = 0) -> tuple[str, bool]:
     return "", False
 
 
-def _raw(path: Path) -> dict[str, Any]:
+def raw_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, with tags such as ``!function`` left as text."""
 
     class Loader(yaml.SafeLoader):

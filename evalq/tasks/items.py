@@ -15,13 +15,20 @@ __all__ = ["Identity", "Item", "ItemScore", "describe_item"]
 
 @dataclass(frozen=True)
 class Identity:
-    """What a task's records are filed under; ``cluster`` is a template, empty for none."""
+    """What a task's records are filed under.
+
+    Args:
+        suite, suite_version, task, slice: as in ``BuiltTask``.
+        cluster: a template over ``{doc_id}`` and the document's columns, empty for none.
+        own: the documents carry their own ``id``, ``slice`` and ``cluster`` (a workload's do).
+    """
 
     suite: str
     suite_version: int
     task: str
     slice: str
     cluster: str
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ def describe_item(task: Any, identity: Identity, doc_id: int, instances: list[An
     target = task.doc_to_target(doc)
     text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
     prompt = str(first.arguments[0])
-    own = doc if identity.suite == "workload" else {}
+    own = doc if identity.own else {}
     item_id = str(own.get("id") or doc_id)
     cluster = str(own.get("cluster") or "") or _cluster(identity.cluster, doc_id, doc)
     return Item(

@@ -6,6 +6,7 @@ returns true or false; nothing is right by default.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from evalq.errors import TaskError
 __all__ = ["SCORERS", "Scorer", "numbers_in"]
 
 _NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 
 
 class Scorer(Protocol):
@@ -119,10 +121,49 @@ class Regex:
         return any(re.search(str(target), answer) for target in item["targets"])
 
 
+@dataclass(frozen=True)
+class Json:
+    """The answer is JSON equal to the target: the order of keys and white space do not count.
+
+    One code fence around the answer is taken off; any other text around it makes it wrong.
+    """
+
+    metric: str = "json_match"
+
+    def check(self, item: Mapping[str, Any]) -> None:
+        """Every target is JSON."""
+        for target in item["targets"]:
+            try:
+                json.loads(str(target))
+            except ValueError as error:
+                raise TaskError(f"'target' {target!r} is no JSON: {error}") from None
+
+    def correct(self, answer: str, item: Mapping[str, Any]) -> bool:
+        """Equal as JSON to a target; ``1`` and ``1.0`` are equal, ``1`` and ``true`` are not."""
+        text = answer.strip()
+        fenced = _FENCE.fullmatch(text)
+        try:
+            found = json.loads(fenced[1] if fenced else text)
+        except (ValueError, RecursionError):
+            return False
+        return any(_same(found, json.loads(str(target))) for target in item["targets"])
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
 SCORERS: dict[str, Scorer] = {
     "exact": Exact(),
     "contains": Contains(),
     "numeric": Numeric(),
     "regex": Regex(),
+    "json": Json(),
 }
 """Scorers by the name that a workload uses."""

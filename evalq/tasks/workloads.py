@@ -10,33 +10,26 @@ Prompts, targets and options are taken literally: nothing in them is a template.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalq.errors import EvalqError, PlanError, TaskError, nearest
-from evalq.tasks.data import read_jsonl_lines, to_dataset
-from evalq.tasks.load import make_task
+from evalq.errors import PlanError, TaskError, nearest
+from evalq.tasks.data import to_dataset
+from evalq.tasks.index import load_config
+from evalq.tasks.load import LoadedTask, load_task, make_task
 from evalq.tasks.scorers import SCORERS
-from evalq.tasks.slices import check_slice
+from evalq.tasks.suites import SuiteTask
+from evalq.tasks.workload_files import is_task_file, read_workload
+from evalq.tasks.workload_items import DEFAULT_MAX_TOKENS, DEFAULT_UNTIL, check_items
 
-__all__ = ["DEFAULT_MAX_TOKENS", "DEFAULT_UNTIL", "Workload", "load_workload", "read_items"]
-
-DEFAULT_UNTIL = ("\n\n",)
-"""Where an answer stops unless an item says otherwise; lm-eval's own default."""
-
-DEFAULT_MAX_TOKENS = 256
-"""Longest answer unless an item says otherwise; lm-eval's own default."""
+__all__ = ["Workload", "load_workload"]
 
 VERSION = "1"
 """Version of the wrapping: goes up when prompts or scores of the same file would change."""
-
-_COMMON = {"prompt", "id", "slice", "cluster"}
-_FREE = {"target", "scorer", "until", "max_tokens", "tolerance"}
-_CHOICE = {"choices", "answer"}
-_KEYS = _COMMON | _FREE | _CHOICE
 
 
 @dataclass(frozen=True)
@@ -46,29 +39,30 @@ class Workload:
     Args:
         name: the file's stem; ``<stem>.choices`` for the multiple-choice items of a mixed file.
         slice: ``workload/<stem>``; an item's own slice goes below it.
-        path: the file.
-        task: the lm-eval task.
-        items: number of items.
+        loaded: the lm-eval task.
+        own: the documents are the user's items, with ``id``, ``slice`` and ``cluster``.
     """
 
     name: str
     slice: str
-    path: Path
-    task: Any
-    items: int
+    loaded: LoadedTask
+    own: bool
 
 
-def load_workload(file: str | Path) -> list[Workload]:
-    """The tasks in a workload file: one for free answers, one for multiple choice.
+def load_workload(file: str | Path, data_dir: Path | None = None) -> list[Workload]:
+    """The tasks of a workload: one for free answers, one for multiple choice.
 
     Args:
-        file: ``mine.jsonl``, or ``mine.jsonl:numeric`` to name the scorer of all items that name
-            none (default ``exact``).
+        file: ``mine.jsonl`` (or .csv, .parquet), ``mine.jsonl:numeric`` to name the scorer of all
+            items that name none (default ``exact``); ``mine.yaml`` with templates over a file's
+            columns (``evalq.tasks.workload_files``), or with an lm-eval task.
+        data_dir: where an lm-eval task's dataset may lie.
 
     Raises:
-        TaskError: a file that is missing, empty or no UTF-8; a line that is no JSON object, lacks a
-            field, has one too many or of the wrong kind, or repeats an id (with its number).
-        PlanError: an unknown scorer after the colon.
+        TaskError: a file that is missing, empty or no UTF-8; a line that is no JSON object; an item
+            that lacks a field, has one too many or of the wrong kind, or repeats an id (with its
+            place).
+        PlanError: an unknown scorer after the colon, a faulty workload YAML.
     """
     text, _, scorer = str(file).rpartition(":")
     if not text or Path(str(file)).is_file():
@@ -78,8 +72,11 @@ def load_workload(file: str | Path) -> list[Workload]:
             f"workload {file}: unknown scorer {scorer!r}", hint=nearest(scorer, SCORERS)
         )
     path = Path(text)
-    docs = read_items(path, scorer or "exact")
-    stem = re.sub(r"[^A-Za-z0-9_.+-]+", "-", path.stem).strip("-.+") or "items"
+    if is_task_file(path):
+        return [_as_it_is(path, data_dir)]
+    source = read_workload(path)
+    docs = check_items(source.rows, str(source.path), scorer or source.scorer)
+    stem = re.sub(r"[^A-Za-z0-9_.+-]+", "-", source.name).strip("-.+") or "items"
     free = [doc for doc in docs if not doc["choices"]]
     choice = [doc for doc in docs if doc["choices"]]
     out = []
@@ -90,136 +87,20 @@ def load_workload(file: str | Path) -> list[Workload]:
         config = _free_config(name, rows) if kind == "free" else _choice_config(name)
         for row in rows:
             row["slice"] = f"workload/{stem}" + (f"/{row['slice']}" if row["slice"] else "")
-        task = _workload_task(config, rows, path)
-        out.append(Workload(name, f"workload/{stem}", path, task, len(rows)))
+        task = make_task(config, to_dataset({"test": rows}, ()), str(source.path))
+        _adapt(task)
+        out.append(Workload(name, f"workload/{stem}", LoadedTask(task, str(source.path)), True))
     return out
 
 
-def read_items(path: Path, scorer: str = "exact") -> list[dict[str, Any]]:
-    """The checked items of a JSONL workload, every field filled in.
-
-    Raises:
-        TaskError: see ``load_workload``.
-    """
-    docs: list[dict[str, Any]] = []
-    lines: dict[str, int] = {}
-    for number, row in read_jsonl_lines(path):
-        where = f"{path}, line {number}"
-        doc = _item(row, where, scorer)
-        doc["id"] = doc["id"] or f"line-{number}"
-        if doc["id"] in lines:
-            raise TaskError(
-                f"{where}: id {doc['id']!r} is already that of line {lines[doc['id']]}",
-                hint="Ids must be unique within a file; leave them out to number the lines.",
-            )
-        lines[doc["id"]] = number
-        docs.append(doc)
-    if not docs:
-        raise TaskError(f"workload {path} holds no items", hint="One JSON object a line.")
-    return docs
-
-
-def _item(row: Mapping[str, Any], where: str, scorer: str) -> dict[str, Any]:
-    unknown = [key for key in row if key not in _KEYS]
-    if unknown:
-        raise TaskError(f"{where}: unknown field {unknown[0]!r}", hint=nearest(unknown[0], _KEYS))
-    prompt = row.get("prompt")
-    if not isinstance(prompt, str) or not prompt:
-        raise TaskError(
-            f"{where}: 'prompt' is {'missing' if 'prompt' not in row else 'not a text'}",
-            hint='An item is {"prompt", "target"} or {"prompt", "choices", "answer"}.',
-        )
-    doc: dict[str, Any] = {"prompt": prompt}
-    for key in ("id", "slice", "cluster"):
-        value = row.get(key)
-        if (value is not None and not isinstance(value, str | int)) or isinstance(value, bool):
-            raise TaskError(f"{where}: {key!r} is not a text or a whole number")
-        doc[key] = "" if value is None else str(value)
-    if doc["slice"]:
-        _check_slice(doc["slice"], where)
-    if _CHOICE & row.keys():
-        doc |= _choice_fields(row, where)
-    else:
-        doc |= _free_fields(row, where, scorer)
-    _check_text(doc, where)
-    return doc
-
-
-def _check_slice(name: str, where: str) -> None:
-    try:
-        check_slice(name, where)
-    except PlanError as error:
-        raise TaskError(error.message, hint=error.hint) from None
-
-
-def _check_text(doc: Mapping[str, Any], where: str) -> None:
-    """Text that UTF-8 cannot hold could not be hashed, stored or sent."""
-    for value in doc.values():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
-                raise TaskError(f"{where}: a lone surrogate (\\ud800 to \\udfff) is not text")
-
-
-def _choice_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    extra = _FREE & row.keys()
-    if extra:
-        raise TaskError(f"{where}: {min(extra)!r} does not go with 'choices'")
-    choices, answer = row.get("choices"), row.get("answer")
-    if (
-        not isinstance(choices, list)
-        or len(choices) < 2
-        or not all(isinstance(c, str) and c for c in choices)
-    ):
-        raise TaskError(f"{where}: 'choices' is not a list of two or more texts")
-    if len(set(choices)) < len(choices):
-        raise TaskError(f"{where}: two of the 'choices' are the same")
-    if isinstance(answer, str) and answer in choices:
-        answer = choices.index(answer)
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise TaskError(
-            f"{where}: 'answer' is {answer!r}, and there are {len(choices)} choices",
-            hint="Give the place of the right choice, counted from 0, or its text.",
-        )
-    return {"choices": choices, "answer": answer}
-
-
-def _free_fields(row: Mapping[str, Any], where: str, default: str) -> dict[str, Any]:
-    if "target" not in row:
-        raise TaskError(
-            f"{where}: no 'target' (and no 'choices')",
-            hint='An item is {"prompt", "target"} or {"prompt", "choices", "answer"}.',
-        )
-    target = row["target"]
-    targets = target if isinstance(target, list) else [target]
-    numbers = all(isinstance(t, int | float) and not isinstance(t, bool) for t in targets)
-    if not targets or not (numbers or all(isinstance(t, str) for t in targets)):
-        raise TaskError(f"{where}: 'target' is not a text, a number or a list of them")
-    name = row.get("scorer", default)
-    if name not in SCORERS:
-        raise TaskError(f"{where}: unknown scorer {name!r}", hint=nearest(str(name), SCORERS))
-    until = row.get("until", list(DEFAULT_UNTIL))
-    until = [until] if isinstance(until, str) else until
-    if not isinstance(until, list) or not all(isinstance(s, str) and s for s in until):
-        raise TaskError(f"{where}: 'until' is not a text or a list of texts")
-    limit = row.get("max_tokens", DEFAULT_MAX_TOKENS)
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-        raise TaskError(f"{where}: 'max_tokens' is {limit!r}, not a positive whole number")
-    tolerance = row.get("tolerance", 0.0)
-    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or tolerance < 0:
-        raise TaskError(f"{where}: 'tolerance' is {tolerance!r}, not a number of 0 or more")
-    doc = {
-        "targets": [str(t) for t in targets],
-        "scorer": name,
-        "until": until,
-        "max_tokens": limit,
-        "tolerance": float(tolerance),
-        "choices": [],
-    }
-    try:
-        SCORERS[name].check(doc)
-    except EvalqError as error:
-        raise TaskError(f"{where}: {error.message}", hint=error.hint) from None
-    return doc
+def _as_it_is(path: Path, data_dir: Path | None) -> Workload:
+    """An lm-eval task in a YAML file of the user's."""
+    name = str(load_config(path)["task"])
+    below = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.+") or "task"
+    entry = SuiteTask.model_validate(
+        {"task": name, "slice": f"workload/{below}", "file": str(path.resolve())}
+    )
+    return Workload(name, entry.slice, load_task(entry, data_dir), False)
 
 
 def _free_config(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -271,22 +152,33 @@ def _choice_config(name: str) -> dict[str, Any]:
     }
 
 
-def _workload_task(config: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> Any:
-    task = make_task(config, to_dataset({"test": rows}, ()), str(path))
-    if config["output_type"] == "generate_until":
-        _own_limits(task)
-    return task
+def _adapt(task: Any) -> None:
+    """Let every item's ``messages``, ``until`` and ``max_tokens`` rule its own request."""
+    construct, context_of = task.construct_requests, task.fewshot_context
 
-
-def _own_limits(task: Any) -> None:
-    """Let every item's ``until`` and ``max_tokens`` rule its request."""
-    construct = task.construct_requests
+    def fewshot_context(doc: Any, *args: Any, **kwargs: Any) -> Any:
+        if not doc["messages"]:
+            return context_of(doc, *args, **kwargs)
+        render = kwargs.get("chat_template")
+        if render is None:
+            raise TaskError(
+                f"item {doc['id']!r} of workload {task.config.task!r} has messages, and no chat "
+                "template is applied",
+                hint="Turn the chat template on, or write the item's 'prompt' as text.",
+            )
+        messages = json.loads(doc["messages"])
+        if kwargs.get("system_instruction"):
+            messages.insert(0, {"role": "system", "content": kwargs["system_instruction"]})
+        return render(messages, add_generation_prompt=True)
 
     def construct_requests(doc: Any, ctx: Any, **kwargs: Any) -> Any:
-        instance = construct(doc=doc, ctx=ctx, **kwargs)
-        context, settings = instance.arguments
+        built = construct(doc=doc, ctx=ctx, **kwargs)
+        if isinstance(built, list):
+            return built
+        context, settings = built.arguments
         own = {**settings, "until": list(doc["until"]), "max_gen_toks": int(doc["max_tokens"])}
-        instance.arguments = (context, own)
-        return instance
+        built.arguments = (context, own)
+        return built
 
+    task.fewshot_context = fewshot_context
     task.construct_requests = construct_requests

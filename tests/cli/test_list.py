@@ -39,6 +39,17 @@ def test_registries(what: str) -> None:
     assert RUNNER.invoke(app, [what]).exit_code == 0
 
 
+def test_data(tmp_path: Path) -> None:
+    (tmp_path / "xcopa").mkdir()
+    (tmp_path / "xcopa" / "test.sw.jsonl").write_text('{"idx": 0}\n')
+    picks = ["--suite", "multilingual:*_sw", "--suite", "builtin-text"]
+    arguments = ["data", *picks, "--data-dir", str(tmp_path)]
+    rows = json.loads(RUNNER.invoke(app, [*arguments, "--json"]).stdout)
+    assert [row["status"] for row in rows] == ["hub", "local", "shipped"]
+    assert rows[0]["files"] == [str(tmp_path / "mgsm" / "mgsm_sw.tsv")]
+    assert "1 datasets would come from the hub" in RUNNER.invoke(app, arguments).stdout
+
+
 def test_listing_suites_imports_neither_torch_nor_lm_eval() -> None:
     code = (
         "import sys; from evalq.cli.list import suite_rows; suite_rows();"

@@ -27,6 +27,12 @@ from evalq.tasks.suites import load_suite
 from tests.tasks.conftest import Oracle
 
 
+@pytest.fixture(autouse=True)
+def _no_inventory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval lists every installed package with its results, which takes seconds."""
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
+
+
 class OracleLM(LM):
     """The oracle as one of lm-eval's models."""
 

@@ -78,9 +78,9 @@ def test_the_whole_index_equals_lm_evals() -> None:
 
 def test_the_second_look_up_reads_the_cache() -> None:
     index.find_task("gsm8k")
-    start = time.perf_counter()
+    start = time.process_time()
     assert index.find_task("xcopa_sw").name == "default_sw.yaml"
-    assert time.perf_counter() - start < 0.3
+    assert time.process_time() - start < 0.2
 
 
 def test_a_torn_cache_is_made_anew() -> None:

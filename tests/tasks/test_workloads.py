@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import csv
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from evalq.errors import PlanError, TaskError
+from evalq.errors import EvalqError, PlanError, TaskError
 from evalq.schema import Response
 from evalq.tasks.bridge import build
+from evalq.tasks.prompts import PromptSettings
 from evalq.tasks.scorers import SCORERS, numbers_in
 
 HOSTILE = "{{ 7*7 }} {% raw %} <script>alert(1)</script> \x00\x07\x1b[31m \u202e %s $(ls) 象 '\""
@@ -122,6 +126,8 @@ def test_hostile_text_passes_unchanged(field: str, tmp_path: Path) -> None:
         ('{"prompt": "a", "target": []}', "'target' is not a text"),
         ('{"prompt": "a", "target": "b", "tagret": 1}', "unknown field 'tagret'"),
         ('{"prompt": "a", "target": "b", "scorer": "exakt"}', "Did you mean 'exact'"),
+        ('{"prompt": "a", "target": "b", "scorer": "json"}', "is no JSON"),
+        ('{"prompt": "a", "messages": [], "target": "b"}', "both 'prompt' and"),
         ('{"prompt": "a", "target": "b", "scorer": "numeric"}', "which is no number"),
         ('{"prompt": "a", "target": "(", "scorer": "regex"}', "is no regular expression"),
         ('{"prompt": "a", "target": " ", "scorer": "contains"}', "contained in every answer"),
@@ -154,13 +160,149 @@ def test_a_missing_file(tmp_path: Path) -> None:
         build([], [tmp_path / "gone.jsonl"])
 
 
+def test_csv_and_parquet_make_the_items_that_jsonl_makes(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": 'a, "b"\nc', "target": "1", "slice": "x", "max_tokens": 5},
+        {"prompt": "d", "choices": ["e", "1"], "answer": "1"},
+        {"prompt": "f", "choices": ["g", "h"], "answer": 1, "id": "own"},
+    ]
+    write(tmp_path / "w.jsonl", *rows)
+    columns = ["prompt", "target", "slice", "max_tokens", "choices", "answer", "id"]
+    with (tmp_path / "w.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in rows:
+            cells = {k: json.dumps(v) if k == "choices" else v for k, v in row.items()}
+            writer.writerow(cells)
+    table = {c: [row.get(c) for row in rows] for c in columns}
+    table["answer"] = [None, "1", "h"]
+    pq.write_table(pa.table(table), tmp_path / "w.parquet")
+    made = [
+        [(i.prompt, i.target, i.slice) for b in build([], [tmp_path / f"w.{s}"]) for i in b.items]
+        for s in ("jsonl", "csv", "parquet")
+    ]
+    assert made[0] == made[1] == made[2]
+    assert made[0][1][1:] == ("1", "workload/w")
+    ids = [i.item_id for b in build([], [tmp_path / "w.csv"]) for i in b.items]
+    assert ids == ["row-1", "row-2", "own"]
+
+
+SPEC = {
+    "workload": "tickets",
+    "file": "t.csv",
+    "prompt": "Ticket: {{ text }}\nTeam:",
+    "choices": ["billing", "{{ other }}"],
+    "answer": "{{ team }}",
+    "slice": "{{ lang }}",
+    "id": "t{{ n }}",
+}
+
+
+def spec(folder: Path, **changes: Any) -> Path:
+    hostile = HOSTILE.replace("\x00", "")
+    with (folder / "t.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        rows = [["n", "text", "team", "other", "lang"], ["1", hostile, "support", "support", "sw"]]
+        writer.writerows([*rows, ["2", "Pay?", "0", "support", "en"]])
+    path = folder / "tickets.yaml"
+    made = {k: v for k, v in (SPEC | changes).items() if v is not None}
+    path.write_text(json.dumps(made))
+    return path
+
+
+def test_templates_over_columns(tmp_path: Path) -> None:
+    (built,) = build([], [spec(tmp_path)])
+    hostile = HOSTILE.replace("\x00", "")
+    assert built.name == "tickets"
+    assert [i.item_id for i in built.items] == ["t1", "t2"]
+    assert [i.slice for i in built.items] == ["workload/tickets/sw", "workload/tickets/en"]
+    assert built.requests[0].context == f"Ticket: {hostile}\nTeam:"
+    assert [i.target for i in built.items] == ["support", "billing"]
+    free = spec(tmp_path, choices=None, answer=None, target="{{ team }}", until=["!"], max_tokens=3)
+    (built,) = build([], [free])
+    assert (built.requests[0].until, built.requests[0].max_tokens) == (("!",), 3)
+    listed = spec(tmp_path, choices="{{ ['billing', other] | tojson }}")
+    (built,) = build([], [listed])
+    assert [r.continuation for r in built.requests[:2]] == [" billing", " support"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "{{ txet }}"}, "row 1: prompt: the template in .* 'txet' is undefined"),
+        ({"prompt": "{% if %}"}, "the template in .* fails"),
+        ({"prompt": "{{ ''.__class__.__mro__ }}"}, "the template in .* fails"),
+        ({"prompt": "{{ range(10**9) | list }}"}, "the template in .* fails"),
+        ({"choices": "{{ other }}"}, "no JSON list"),
+        ({"file": "gone.csv"}, "cannot read"),
+        ({"promt": "x"}, "unknown key 'promt'"),
+        ({"workload": ""}, "workload: String should have"),
+        ({"scorer": "fuzzy", "choices": None, "answer": None, "target": "x"}, "unknown scorer"),
+    ],
+)
+def test_faulty_templates(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(EvalqError, match=message):
+        build([], [spec(tmp_path, **changes)])
+
+
+def test_faulty_tables(tmp_path: Path) -> None:
+    (tmp_path / "w.csv").write_text("prompt,target\na\n")
+    with pytest.raises(TaskError, match="row 1: not as many cells"):
+        build([], [tmp_path / "w.csv"])
+    (tmp_path / "w.csv").write_text("prompt,choices,answer\na,b;c,0\n")
+    with pytest.raises(TaskError, match="row 1: 'choices' is no JSON list"):
+        build([], [tmp_path / "w.csv"])
+    (tmp_path / "w.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(TaskError, match="no readable Parquet"):
+        build([], [tmp_path / "w.parquet"])
+    (tmp_path / "w.yaml").write_text("suite: x\n")
+    with pytest.raises(PlanError, match="neither a workload nor an lm-eval task"):
+        build([], [tmp_path / "w.yaml"])
+
+
+def test_messages_go_through_the_chat_template(tmp_path: Path) -> None:
+    def render(messages: Any, add_generation_prompt: bool = True) -> str:
+        return "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]"
+
+    chat = [{"role": "user", "content": "Hi {{ x }}"}]
+    path = write(
+        tmp_path / "m.jsonl",
+        {"messages": chat, "target": "b"},
+        {"prompt": "plain", "target": "b"},
+        {"messages": chat, "choices": ["c", "d"], "answer": 0},
+    )
+    prompts = PromptSettings(chat_template=render, system="S")
+    built = build([], [path], prompts=prompts)
+    contexts = [r.context for b in built for r in b.requests]
+    hello = "[system]S[user]Hi {{ x }}[assistant]"
+    assert contexts == [hello, "[system]S[user]plain[assistant]", hello, hello]
+    with pytest.raises(TaskError, match="has messages, and no chat template"):
+        build([], [path])
+    for bad in ([], [{"role": "user"}], [{"role": "assistant", "content": "x"}], "hi"):
+        with pytest.raises(TaskError, match="line 1: 'messages' is not a list"):
+            build([], [write(tmp_path / "b.jsonl", {"messages": bad, "target": "x"})])
+
+
+def test_an_lm_eval_task_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", {"q": "a", "id": "x y", "slice": "no slice"})
+    (tmp_path / "own.yaml").write_text(
+        "task: own task\ndataset_path: json\noutput_type: generate_until\n"
+        "dataset_kwargs: {data_files: {test: d.jsonl}}\ntest_split: test\n"
+        'doc_to_text: "{{q}}"\ndoc_to_target: "{{q}}"\n'
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    (built,) = build([], [tmp_path / "own.yaml"])
+    assert (built.suite, built.name) == ("workload", "own task")
+    assert (built.items[0].slice, built.items[0].item_id) == ("workload/own-task", "0")
+
+
 def test_ten_thousand_items_are_quick(tmp_path: Path) -> None:
     rows = [{"prompt": f"Item {i}?", "target": str(i)} for i in range(10_000)]
     path = write(tmp_path / "big.jsonl", *rows)
-    start = time.perf_counter()
+    start = time.process_time()
     (built,) = build([], [path])
     assert len(built.items) == 10_000
-    assert time.perf_counter() - start < 20  # alone on the machine: a third of this
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -188,6 +330,11 @@ def test_numbers(text: str, numbers: list[float]) -> None:
         ("numeric", "42", "", False),
         ("numeric", "-7", "so x = -7.", True),
         ("numeric", "1e400", "1e400", False),
+        ("json", '{"a": [1, 2.0]}', '```json\n{ "a": [1.0, 2] }\n```', True),
+        ("json", '{"a": 1}', 'Here: {"a": 1}', False),
+        ("json", '{"a": 1}', '{"a": true}', False),
+        ("json", '{"a": 1}', '{"a": 1, "b": 2}', False),
+        ("json", "[1, 2]", "[2, 1]", False),
         ("regex", r"^\d+ apples?$", "3 apples", True),
         ("regex", r"^\d+ apples?$", "some apples", False),
     ],
