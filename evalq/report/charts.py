@@ -9,16 +9,12 @@ from typing import Any
 from markupsafe import Markup
 
 from evalq.compare import Comparison
-from evalq.frontier import AXES, Axis, Point
 from evalq.report.frames import ReportData
 from evalq.report.palette import mark_of
-from evalq.report.svg import Scale, element, linear, log, mark, root, text
-from evalq.report.text import bytes_text, interval_text, pp, short, visible
+from evalq.report.svg import element, linear, log, mark, root, text
+from evalq.report.text import interval_text, pp, short, visible
 
-__all__ = ["cliff_panels", "frontier_chart", "kl_chart", "legend", "near_points"]
-
-NEAR = 0.1
-"""Accuracy around the parent's that the closer view of the frontier shows."""
+__all__ = ["cliff_panels", "kl_chart", "legend", "shape"]
 
 
 def _entries(data: ReportData) -> list[Any]:
@@ -28,172 +24,6 @@ def _entries(data: ReportData) -> list[Any]:
 def shape(data: ReportData, variant: str) -> str:
     """The mark of a variant."""
     return mark_of(_entries(data), data.run.variant_info(variant))
-
-
-def cost_text(axis: Axis, cost: float) -> str:
-    """A cost with its unit."""
-    return bytes_text(cost) if axis == "bytes" else f"{cost:,.0f} tokens/s"
-
-
-def _unit(value: float) -> tuple[str, float]:
-    """The binary unit that ``value`` bytes are best told in, and its size."""
-    power = min(int(math.log(max(value, 1), 1024)), 4)
-    return ("B", "KiB", "MiB", "GiB", "TiB")[power], 1024.0**power
-
-
-def _grid(x: Scale, y: Scale, box: tuple[float, float, float]) -> list[Markup]:
-    left, right, bottom = box
-    out = []
-    for tick in y.ticks:
-        at = y.to(tick)
-        out.append(element("line", x1=left, x2=right, y1=at, y2=at, class_="grid"))
-        out.append(text(left - 8, at + 4, f"{100 * tick:g} %", "tick", text_anchor="end"))
-    for tick in x.ticks:
-        at = x.to(tick)
-        out.append(element("line", x1=at, x2=at, y1=bottom, y2=bottom + 5, class_="axis"))
-    out.append(element("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"))
-    return out
-
-
-def _tip(data: ReportData, point: Point, axis: Axis) -> str:
-    comparison = data.comparisons[point.variant]
-    overall = comparison.overall
-    lines = [point.variant, cost_text(axis, point.cost), f"accuracy {100 * point.quality:.1f} %"]
-    if overall and point.variant != data.run.parent:
-        lines.append(f"{pp(overall.delta)} against the parent ({interval_text(overall.ci)})")
-    place = "on" if point.on_frontier else "not on"
-    lines.append(f"{place} the frontier, probability {point.probability:.2f}")
-    return "\n".join(lines)
-
-
-def _bars(data: ReportData, point: Point, x: float, y: Scale) -> Markup:
-    overall = data.comparisons[point.variant].overall
-    if overall is None or overall.ci is None or point.variant == data.run.parent:
-        return Markup("")
-    low, high = (y.to(overall.parent_accuracy + c) for c in overall.ci)
-    return element("line", x1=x, x2=x, y1=low, y2=high, class_="bar")
-
-
-def _place_labels(
-    spots: Sequence[tuple[float, float, str]], size: tuple[float, float]
-) -> list[tuple[float, float, str, str]]:
-    """(x, y, anchor, label): the first of a few places around each mark that hits nothing."""
-    taken = [(x - 9, y - 9, x + 9, y + 9) for x, y, _ in spots]
-    out = []
-    for x, y, label in spots:
-        wide = 6.7 * len(label)
-        options = [
-            (x, y - 17, "middle"),
-            (x + 11, y - 11, "start"),
-            (x - 11, y - 11, "end"),
-            (x + 11, y + 20, "start"),
-            (x + 13, y + 4, "start"),
-            (x - 13, y + 4, "end"),
-            (x, y + 23, "middle"),
-        ]
-        for at, down, anchor in options:
-            left = at - {"start": 0, "end": wide, "middle": wide / 2}[anchor]
-            area = (left, down - 11, left + wide, down + 3)
-            inside = left >= 2 and left + wide <= size[0] - 2 and down < size[1]
-            hits = any(
-                area[0] < t[2] and t[0] < area[2] and area[1] < t[3] and t[1] < area[3]
-                for t in taken
-            )
-            if inside and not hits:
-                taken.append(area)
-                out.append((at, down, anchor, label))
-                break
-    return out
-
-
-def near_points(data: ReportData, axis: Axis) -> tuple[Point, ...]:
-    """The points within ``NEAR`` of the parent's quality, where that leaves some out."""
-    points = data.frontiers[axis].points
-    parent = next((p.quality for p in points if p.variant == data.run.parent), 0.0)
-    near = tuple(p for p in points if abs(p.quality - parent) <= NEAR)
-    return near if 1 < len(near) < len(points) else ()
-
-
-def frontier_chart(
-    data: ReportData, axis: Axis, size: tuple[float, float], near: bool = False
-) -> Markup:
-    """Accuracy against cost; dominated variants faded, the frontier as a line of steps.
-
-    Args:
-        data: the report.
-        axis: of cost.
-        size: width and height in pixels.
-        near: only what is close to the parent in quality.
-    """
-    width, height = size
-    points = near_points(data, axis) if near else data.frontiers[axis].points
-    title = f"Accuracy against {AXES[axis]}"
-    if not points:
-        return Markup("")
-    left, top, right, bottom = 58.0, 36.0, width - 16.0, height - 46.0
-    costs = [p.cost for p in points]
-    lows = [p.quality for p in points]
-    for p in points:
-        overall = data.comparisons[p.variant].overall
-        if overall and overall.ci:
-            lows += [max(0.0, overall.parent_accuracy + c) for c in overall.ci]
-    span = max(lows) - min(lows) or 0.1
-    domain = (max(0.0, min(lows) - 0.06 * span), min(1.0, max(lows) + 0.08 * span))
-    y = linear(domain, (bottom, top))
-    spread = (max(costs) - min(costs)) or max(costs)
-    bounds = (max(0.0, min(costs) - 0.12 * spread), max(costs) + 0.12 * spread)
-    unit, divisor = _unit(max(costs)) if axis == "bytes" else ("", 1.0)
-    scaled = linear(
-        (bounds[0] / divisor, bounds[1] / divisor), (left, right), 6 if width > 500 else 4
-    )
-    x = Scale(lambda v: scaled.to(v / divisor), tuple(t * divisor for t in scaled.ticks))
-    body = _grid(x, y, (left, right, bottom))
-    for tick, value in zip(x.ticks, scaled.ticks, strict=True):
-        body.append(text(x.to(tick), bottom + 20, f"{value:,g}", "tick", text_anchor="middle"))
-    name = f"{AXES[axis]} ({unit})" if unit else AXES[axis]
-    body.append(text((left + right) / 2, height - 8, name, "label", text_anchor="middle"))
-    body.append(text(14, 20, "accuracy, all items", "label"))
-    on = sorted((p for p in points if p.on_frontier), key=lambda p: p.cost)
-    body.append(_steps(on, axis, x, y))
-    spots = []
-    for p in sorted(points, key=lambda p: p.on_frontier):
-        at, down = x.to(p.cost), y.to(p.quality)
-        chosen = p.variant == data.recommendation.variant
-        halo = element("circle", cx=at, cy=down, r=13, class_="halo") if chosen else Markup("")
-        body.append(
-            element(
-                "g",
-                element("title", visible(_tip(data, p, axis)))
-                + halo
-                + _bars(data, p, at, y)
-                + mark(shape(data, p.variant), at, down, 6.5),
-                class_=f"pt tier-{data.tier(p.variant).key}{'' if p.on_frontier else ' faded'}",
-                tabindex=0,
-                data_variant=data.run.variants.index(p.variant),
-            )
-        )
-        if p.on_frontier:
-            spots.append((at, down, short(p.variant, 24)))
-    spots.sort(key=lambda s: s[2] != data.recommendation.variant)
-    for at, down, anchor, label in _place_labels(spots, (width, bottom)):
-        body.append(text(at, down, label, "name", text_anchor=anchor))
-    return root((width, height), title, body, "chart")
-
-
-def _steps(on: Sequence[Point], axis: Axis, x: Scale, y: Scale) -> Markup:
-    """What is reachable: at each cost the best quality of what costs no more."""
-    if len(on) < 2:
-        return Markup("")
-    path = ""
-    for i, p in enumerate(on):
-        at, down = x.to(p.cost), y.to(p.quality)
-        if i == 0:
-            path = f"M{at:.1f},{down:.1f}"
-        elif axis == "bytes":
-            path += f" H{at:.1f} V{down:.1f}"
-        else:
-            path += f" V{down:.1f} H{at:.1f}"
-    return element("path", d=path, class_="steps")
 
 
 def legend(data: ReportData) -> list[dict[str, Any]]:

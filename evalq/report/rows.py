@@ -9,9 +9,9 @@ from typing import Any
 from evalq import __version__
 from evalq.compare import SliceResult, kl_by_slice
 from evalq.frontier import AXES
-from evalq.report.charts import cost_text, frontier_chart, near_points
 from evalq.report.flips import FlipPack
 from evalq.report.frames import ReportData
+from evalq.report.plane import cost_text, frontier_chart, near_points
 from evalq.report.text import bytes_text, clip, interval_text, p_text, pp, speed_text, visible
 
 __all__ = [

@@ -34,8 +34,13 @@ def text(x: float, y: float, content: str, class_: str = "", **attributes: objec
     return element("text", visible(content), x=x, y=y, class_=class_ or None, **attributes)
 
 
-def root(size: tuple[float, float], title: str, body: Sequence[Markup], class_: str) -> Markup:
-    """The svg element, with its title for screen readers."""
+def root(
+    size: tuple[float, float], title: str, body: Sequence[Markup], class_: str, plane: str = ""
+) -> Markup:
+    """The svg element, with its title for screen readers; ``plane`` is for the zooming script.
+
+    A chart is a group, as its points can be reached by keyboard; other drawings are images.
+    """
     width, height = size
     return element(
         "svg",
@@ -44,8 +49,9 @@ def root(size: tuple[float, float], title: str, body: Sequence[Markup], class_: 
         width=f"{width:g}",
         height=f"{height:g}",
         class_=class_,
-        role="img",
+        role="group" if class_ == "chart" else "img",
         aria_label=visible(title),
+        data_plane=plane or None,
     )
 
 

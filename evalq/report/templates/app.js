@@ -25,8 +25,10 @@
     const title = point.querySelector("title");
     if (!title) continue;
     const text = title.textContent;
-    point.setAttribute("aria-label", text);
-    if (point.hasAttribute("tabindex")) point.setAttribute("role", "img");
+    if (point.hasAttribute("tabindex")) {
+      point.setAttribute("role", "img");
+      point.setAttribute("aria-label", text);
+    }
     title.remove();
     for (const on of ["pointerenter", "focus"]) point.addEventListener(on, () => show(point, text));
     for (const off of ["pointerleave", "blur"]) point.addEventListener(off, hide);
@@ -42,10 +44,131 @@
   addEventListener("keydown", (e) => { if (e.key === "Escape") hide(); });
   for (const cell of document.querySelectorAll("#heat .cell")) {
     const text = cell.title;
-    cell.removeAttribute("title");
-    cell.setAttribute("aria-description", text);
-    cell.addEventListener("pointerenter", () => show(cell, text));
-    cell.addEventListener("pointerleave", hide);
+    cell.addEventListener("pointerenter", () => { cell.removeAttribute("title"); show(cell, text); });
+    cell.addEventListener("pointerleave", () => { cell.title = text; hide(); });
+  }
+
+  // The frontier zooms: drag a rectangle, hold Ctrl and turn the wheel, or use the buttons.
+  const SVG = "http://www.w3.org/2000/svg";
+  const drawn = (tag, attributes, text) => {
+    const node = document.createElementNS(SVG, tag);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, String(value));
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+  const niceTicks = ([low, high], wanted) => {
+    const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 2.5, 5, 10].map((s) => s * power).find((s) => s >= raw * 0.999);
+    const out = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) out.push(Number((i * step).toPrecision(12)));
+    return out;
+  };
+  for (const svg of document.querySelectorAll("svg[data-plane]")) {
+    const plane = JSON.parse(svg.dataset.plane);
+    const [left, top, right, bottom] = plane.box;
+    let view = { x: plane.x.slice(), y: plane.y.slice() };
+    const project = (range, value, from, to) => from + (value - range[0]) / (range[1] - range[0]) * (to - from);
+    const px = (ranges, x, y) => [project(ranges.x, x, left, right), project(ranges.y, y, bottom, top)];
+    const points = [...svg.querySelectorAll(".pt")].map((node) => ({ node, x: Number(node.dataset.x), y: Number(node.dataset.y) }));
+    const scales = svg.querySelector(".scales"), steps = svg.querySelector(".steps");
+    const redraw = () => {
+      const parts = [];
+      for (const tick of niceTicks(view.y, 5)) {
+        const at = project(view.y, tick, bottom, top);
+        parts.push(drawn("line", { x1: left, x2: right, y1: at, y2: at, class: "grid" }));
+        parts.push(drawn("text", { x: left - 8, y: at + 4, class: "tick", "text-anchor": "end" }, Number((100 * tick).toPrecision(6)) + " %"));
+      }
+      for (const tick of niceTicks(view.x, right - left > 450 ? 6 : 4)) {
+        const at = project(view.x, tick, left, right);
+        parts.push(drawn("line", { x1: at, x2: at, y1: bottom, y2: bottom + 5, class: "axis" }));
+        parts.push(drawn("text", { x: at, y: bottom + 20, class: "tick", "text-anchor": "middle" }, tick.toLocaleString("en", { maximumSignificantDigits: 6 })));
+      }
+      parts.push(drawn("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }));
+      scales.replaceChildren(...parts);
+      for (const { node, x, y } of points) {
+        const [oldX, oldY] = px(plane, x, y), [newX, newY] = px(view, x, y);
+        const out = newX < left - 1 || newX > right + 1 || newY < top - 22 || newY > bottom + 1;
+        node.style.display = out ? "none" : "";
+        node.setAttribute("transform", `translate(${newX - oldX} ${newY - oldY})`);
+        const bar = node.querySelector(".bar");
+        if (bar && node.dataset.low) {
+          const limit = (v) => Math.min(bottom, Math.max(top - 20, project(view.y, Number(v), bottom, top))) - (newY - oldY);
+          bar.setAttribute("y1", limit(node.dataset.low));
+          bar.setAttribute("y2", limit(node.dataset.high));
+        }
+        const label = svg.querySelector(`.name[data-of="${Number(node.dataset.variant)}"]`);
+        if (label) {
+          label.style.display = out ? "none" : "";
+          label.setAttribute("transform", `translate(${newX - oldX} ${newY - oldY})`);
+        }
+      }
+      if (steps) {
+        const on = points.filter((p) => p.node.dataset.on).sort((a, b) => a.x - b.x).map((p) => px(view, p.x, p.y));
+        const far = (v) => Math.max(-1e5, Math.min(1e5, v)).toFixed(1);
+        steps.setAttribute("d", on.map(([x, y], i) => i === 0 ? `M${far(x)},${far(y)}` : plane.axis === "bytes" ? `H${far(x)}V${far(y)}` : `V${far(y)}H${far(x)}`).join(""));
+      }
+      reset.disabled = view.x[0] === plane.x[0] && view.x[1] === plane.x[1] && view.y[0] === plane.y[0] && view.y[1] === plane.y[1];
+    };
+    const zoom = (factor, centre) => {
+      for (const key of ["x", "y"]) {
+        const [low, high] = view[key], c = Math.min(high, Math.max(low, centre[key]));
+        const range = [c - (c - low) * factor, c + (high - c) * factor], full = plane[key];
+        if (range[1] - range[0] >= full[1] - full[0]) view[key] = full.slice();
+        else if (range[1] - range[0] > (full[1] - full[0]) / 500) view[key] = range;
+      }
+      hide();
+      redraw();
+    };
+    const focus = () => {
+      const chosen = points.find((p) => p.node.dataset.chosen) || points[0];
+      return { x: chosen.x, y: chosen.y };
+    };
+    const tools = make("div", "tools");
+    const button = (name, label, action) => {
+      const node = make("button", "", name);
+      node.type = "button";
+      node.setAttribute("aria-label", label);
+      node.title = label;
+      node.addEventListener("click", action);
+      tools.append(node);
+      return node;
+    };
+    button("+", "+ zoom in on the recommended variant", () => zoom(0.6, focus()));
+    button("−", "− zoom out", () => zoom(1 / 0.6, focus()));
+    const reset = button("reset", "reset: show everything", () => { view = { x: plane.x.slice(), y: plane.y.slice() }; redraw(); });
+    reset.disabled = true;
+    svg.before(tools);
+    const where = (event) => {
+      const p = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+      return [Math.min(right, Math.max(left, p.x)), Math.min(bottom, Math.max(top, p.y))];
+    };
+    const value = ([x, y]) => ({ x: view.x[0] + (x - left) / (right - left) * (view.x[1] - view.x[0]), y: view.y[0] + (bottom - y) / (bottom - top) * (view.y[1] - view.y[0]) });
+    let start = null, band = null;
+    svg.addEventListener("pointerdown", (e) => {
+      if (e.button || e.pointerType !== "mouse" || e.target.closest(".pt")) return;
+      start = where(e);
+      svg.setPointerCapture(e.pointerId);
+    });
+    svg.addEventListener("pointermove", (e) => {
+      if (!start) return;
+      const end = where(e);
+      if (!band) { band = drawn("rect", { class: "band" }); svg.append(band); }
+      for (const [key, v] of Object.entries({ x: Math.min(start[0], end[0]), y: Math.min(start[1], end[1]), width: Math.abs(end[0] - start[0]), height: Math.abs(end[1] - start[1]) })) band.setAttribute(key, v);
+    });
+    svg.addEventListener("pointerup", (e) => {
+      if (!start) return;
+      const end = where(e), a = value(start), b = value(end);
+      const big = Math.abs(end[0] - start[0]) > 12 && Math.abs(end[1] - start[1]) > 12;
+      start = null;
+      if (band) { band.remove(); band = null; }
+      if (big) { view = { x: [Math.min(a.x, b.x), Math.max(a.x, b.x)], y: [Math.min(a.y, b.y), Math.max(a.y, b.y)] }; redraw(); }
+    });
+    svg.addEventListener("dblclick", () => reset.click());
+    svg.addEventListener("wheel", (e) => {
+      if (!e.ctrlKey) return;
+      e.preventDefault();
+      zoom(e.deltaY < 0 ? 0.8 : 1.25, value(where(e)));
+    }, { passive: false });
   }
 
   // Heat map: slices that hold others fold.
