@@ -17,7 +17,7 @@ from typing import Any
 from evalq.errors import TaskError
 from evalq.schema import Request, Response
 from evalq.tasks.items import Identity, Item, ItemScore, describe_item
-from evalq.tasks.load import LoadedTask, compiled_templates, load_task, quiet
+from evalq.tasks.load import LoadedTask, compiled_templates, load_task, quiet, seeded
 from evalq.tasks.prompts import PromptSettings
 from evalq.tasks.requests import to_requests
 from evalq.tasks.scoring import (
@@ -88,7 +88,7 @@ class BuiltTask:
                 f"{len(responses)} responses"
             )
         answers = self._answer(responses)
-        with quiet(), compiled_templates():
+        with quiet(), seeded(), compiled_templates():
             self.task.apply_filters()
             scores = [
                 self._score(item, instances, own)
@@ -295,7 +295,7 @@ def _assemble(
     filter_name = choose_filter(identity.task, wanted[1], task)
     task.set_fewshot_seed(seed=prompts.fewshot_seed)
     try:
-        with quiet(), compiled_templates():
+        with quiet(), seeded(), compiled_templates():
             task.build_all_requests(
                 limit=limit,
                 system_instruction=prompts.system or None,

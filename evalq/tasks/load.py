@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -14,12 +15,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from evalq.errors import EvalqError, TaskError
 from evalq.tasks.data import Row, Spec, expected, find_local, read_table, to_dataset
 from evalq.tasks.index import find_task, load_config
 from evalq.tasks.suites import SuiteTask
 
-__all__ = ["LoadedTask", "compiled_templates", "data_spec", "load_task", "make_task", "quiet"]
+__all__ = [
+    "LoadedTask",
+    "compiled_templates",
+    "data_spec",
+    "load_task",
+    "make_task",
+    "quiet",
+    "seeded",
+]
 
 _STRUCTURE = ("tag", "group", "task_list")
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -101,7 +112,7 @@ def make_task(config: Mapping[str, Any], dataset: Any | None, where: str) -> Any
     kind = base if dataset is None else _over(base, dataset)
     name = settings.get("task")
     try:
-        with quiet(), nullcontext() if dataset is not None else _network():
+        with quiet(), seeded(), nullcontext() if dataset is not None else _network():
             task = kind(config=settings)
     except EvalqError:
         raise
@@ -222,6 +233,23 @@ def _beside(config: Mapping[str, Any], path: Path) -> Documents:
         if config.get(key) and config[key] not in splits:
             raise TaskError(f"{path}: {key} is {config[key]!r}, and data_files has no such split")
     return to_dataset(splits, ()), ", ".join(read), ()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Run task code that draws from the global generators (GPQA shuffles its options with them).
+
+    They are seeded as ``lm_eval.simple_evaluate`` seeds them, for each task anew, so that a task's
+    prompts depend neither on the tasks before it nor on a resume; afterwards they are as before.
+    """
+    before, numpy_before = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(1234)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpy_before)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -391,6 +392,24 @@ def test_unusable_responses_are_refused(
     (built,) = build([str(write_suite(tmp_path, "choice"))])
     with pytest.raises(TaskError, match=message):
         built.records(responses)
+
+
+def test_tasks_that_shuffle_are_built_alike_each_time(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, "choice")
+    (tmp_path / "shuffle.py").write_text(
+        "import random\n\ndef docs(d):\n"
+        "    return d.map(lambda x: {'text': x['text'] + str(random.random())}, "
+        "load_from_cache_file=False)\n"
+    )
+    with (tmp_path / "task.yaml").open("a") as file:
+        file.write("process_docs: !function shuffle.docs\n")
+    state = random.getstate()
+    first = build([str(suite)])[0]
+    assert random.getstate() == state
+    random.random()
+    second = build([str(suite)])[0]
+    assert [i.prompt_hash for i in first.items] == [i.prompt_hash for i in second.items]
+    assert len({i.prompt for i in first.items}) == 12
 
 
 def test_limits_take_the_first_documents(tmp_path: Path) -> None:
