@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from evalq.errors import PlanError, nearest
 from evalq.frontier import AXES
 from evalq.report.charts import shape
 from evalq.report.frames import ReportData
@@ -19,7 +20,7 @@ from evalq.store.files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-__all__ = ["FIGURES", "Figure", "save_figures"]
+__all__ = ["FIGURES", "Figure", "draw", "save_figures"]
 
 Figure = Literal["frontier", "heatmap", "cliff", "fidelity"]
 FIGURES: tuple[Figure, ...] = ("frontier", "heatmap", "cliff", "fidelity")
@@ -230,6 +231,20 @@ _DRAW: Mapping[Figure, Callable[[ReportData], Any]] = {
     "cliff": _cliff,
     "fidelity": _fidelity,
 }
+
+
+def draw(data: ReportData, name: Figure) -> Any:
+    """One figure as a matplotlib ``Figure``; ``None`` where there is no data for it.
+
+    Raises:
+        PlanError: no figure of that name.
+    """
+    import matplotlib as mpl
+
+    if name not in _DRAW:
+        raise PlanError(f"unknown figure {name!r}", hint=nearest(name, _DRAW))
+    with mpl.rc_context(STYLE):
+        return _DRAW[name](data)
 
 
 def save_figures(

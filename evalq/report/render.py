@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from evalq.compare import load_run
+from evalq.report.exports import write_exports
 from evalq.report.figures import FIGURES, Figure, save_figures
 from evalq.report.flips import flips_of, pack_flips, with_texts
 from evalq.report.frames import collect, tables
@@ -51,8 +52,9 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 def render(run: Path, figures: Sequence[Figure] = FIGURES) -> Path:
     """Render a run directory and return the path of ``report/index.html``.
 
-    Beside it are ``summary.json``, ``summary.md``, ``tables/*.csv``, ``tables/flips.parquet`` and
-    ``figures/*.png`` and ``*.svg``. The same run gives the same bytes.
+    Beside it are ``summary.json``, ``summary.md``, ``tables/*.csv``, ``tables/flips.parquet``,
+    ``figures/*.png`` and ``*.svg``, and ``exports/`` (a model card section, lm-eval's
+    results). The same run gives the same bytes.
 
     Args:
         run: a run directory, finished or not.
@@ -78,6 +80,7 @@ def render(run: Path, figures: Sequence[Figure] = FIGURES) -> Path:
     content = json.dumps(summary(data), indent=2, ensure_ascii=False, allow_nan=False)
     _write(out / "summary.json", content + "\n")
     _write(out / "summary.md", markdown(data))
+    write_exports(data, out / "exports")
     path = out / "index.html"
     _write(path, page(data, pack_flips(opened, flips, data.recommendation.variant)))
     return path

@@ -12,7 +12,7 @@ from evalq.report.text import bytes_text, interval_text, markdown_safe, pp
 from evalq.report.words import headline, limits, unevenness_text
 from evalq.schema import FORMAT_VERSION
 
-__all__ = ["markdown", "summary"]
+__all__ = ["markdown", "summary", "variant_table"]
 
 
 def _number(value: Any) -> float | None:
@@ -124,11 +124,16 @@ def _variant_cells(data: ReportData, name: str) -> list[str]:
     ]
 
 
-def markdown(data: ReportData) -> str:
-    """The run in a page of Markdown. Names and texts of others are escaped."""
+def variant_table(data: ReportData) -> list[str]:
+    """The variants as the lines of a Markdown table."""
     confidence = f"{100 * data.run.recommend.confidence:g} %"
     header = ["variant", "size", "bits/weight", "accuracy", f"change ({confidence} interval)"]
     header += ["worst slice", "KL (nats)"]
+    return _table(header, [_variant_cells(data, v) for v in data.run.variants])
+
+
+def markdown(data: ReportData) -> str:
+    """The run in a page of Markdown. Names and texts of others are escaped."""
     slices: Mapping[str, SliceResult] = {}
     if data.comparisons:
         slices = data.comparisons[data.run.parent].slices
@@ -146,7 +151,7 @@ def markdown(data: ReportData) -> str:
     lines += [markdown_safe(headline(data)), "", markdown_safe(data.recommendation.why), ""]
     lines += [f"- {markdown_safe(text)}" for text in unevenness_text(data)]
     lines += ["", "## Variants", ""]
-    lines += _table(header, [_variant_cells(data, v) for v in data.run.variants])
+    lines += variant_table(data)
     if rows:
         lines += ["", "## Change by slice, in accuracy points", ""]
         lines += _table(["slice", "items", "parent", *map(markdown_safe, names)], rows)
