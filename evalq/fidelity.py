@@ -110,7 +110,8 @@ def _padded(windows: Sequence[Window], device: torch.device) -> tuple[Tensor, Te
 
 def _hidden(model: LoadedModel, ids: Tensor, mask: Tensor) -> Tensor:
     base = model.module.base_model
-    return base(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    out: Tensor = base(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return out
 
 
 def _apply_head(head: Any, hidden: Tensor, softcap: float | None) -> Tensor:
@@ -121,8 +122,9 @@ def _apply_head(head: Any, hidden: Tensor, softcap: float | None) -> Tensor:
 
 
 def _head_of(model: LoadedModel) -> tuple[Any, float | None]:
+    module: Any = model.module
     return (
-        model.module.get_output_embeddings(),
+        module.get_output_embeddings(),
         getattr(model.module.config, "final_logit_softcapping", None),
     )
 

@@ -2,8 +2,8 @@
 
 A source is ``auto``, a file, or ``suite:NAME`` (the training split of its tasks). ``auto`` is the
 built-in parent's own text, and for every other parent the language reference that ships with
-Python (``pydoc_data.topics``, English prose with code): it is on every machine, and its two halves
-serve calibration and held-out fidelity without sharing a document.
+Python (``pydoc_data.topics``, English prose with code): it is on every machine, and two thirds
+of its topics calibrate and one third is held out.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ def _jsonl_documents(path: Path, content: str) -> list[Document]:
 def _python_reference(purpose: Purpose) -> TextSource:
     from pydoc_data.topics import topics
 
-    wanted = 0 if purpose == "calibration" else 1
+    # Two topics of three calibrate: 128 windows of 512 tokens need more than half of the text.
     chosen = [
         Document(text, f"topic:{name}")
         for i, (name, text) in enumerate(sorted(topics.items()))
-        if i % 2 == wanted
+        if (i % 3 != 2) == (purpose == "calibration")
     ]
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return TextSource(f"Python {version} language reference", tuple(chosen))

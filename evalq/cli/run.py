@@ -99,7 +99,7 @@ def command(
     if json_output:
         typer.echo((path / "report" / "summary.json").read_text(encoding="utf-8"), nl=False)
         return
-    from evalq.cli.show import print_run
+    from evalq.cli import show
 
-    print_run(path)
+    show.command(path)
     typer.echo(f"report: {index}")

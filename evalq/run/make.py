@@ -40,9 +40,7 @@ def check_methods(plan: Plan) -> None:
         resolve_options(method, variant.options)
 
 
-def calibration_for(
-    plan: Plan, tokenizer: Any, builtin_parent: bool, purpose: str = "calibration"
-) -> Calibration:
+def calibration_for(plan: Plan, tokenizer: Any, builtin_parent: bool) -> Calibration:
     """The plan's calibration windows, as tokens of the parent's tokenizer.
 
     Raises:

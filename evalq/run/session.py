@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from evalq.cost import Candidate, measure_costs
 from evalq.errors import StoreError
 from evalq.evaluate import evaluate
-from evalq.fidelity import ParentPass, compare_to_parent, cut_windows, run_parent
+from evalq.fidelity import ParentPass, Window, compare_to_parent, cut_windows, run_parent
 from evalq.plan import EnginePlan, Plan, VariantPlan
 from evalq.progress import NullProgress, Progress
 from evalq.run.info import git_commit, machine, packages
@@ -32,7 +32,9 @@ from evalq.store import Journal, RunDirectory, read_table, write_table
 if TYPE_CHECKING:
     from evalq.artifacts.base import Artifact
     from evalq.models.base import Engine, LoadedModel
+    from evalq.quantize.calibration import Calibration
     from evalq.tasks.bridge import BuiltTask
+    from evalq.texts import TextSource
 
 __all__ = ["CONTROL", "PARENT", "run_plan"]
 
@@ -156,7 +158,7 @@ def _measure(session: _Session) -> None:
     session.save_info()
 
     rows = [_parent_row(parent)]
-    made = _with_parent(session, parent)
+    made = _with_parent(session, parent, _read_inputs(plan, parent))
     parent_hash, parent_source = parent.hash, parent.source
     del parent
     for variant in made:
@@ -209,49 +211,69 @@ def _suite_info(tasks: Sequence[BuiltTask]) -> list[dict[str, Any]]:
     return list(suites.values())
 
 
-def _with_parent(session: _Session, parent: LoadedModel) -> list[_Made]:
-    """All that needs the parent in memory: its answers, its pass over text, the artifacts."""
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What is read beside the tasks; all of it before the first request, so that a fault in it does
+    not cost an hour."""
+
+    calibration: Calibration | None
+    text: TextSource | None
+    windows: list[Window]
+    given: dict[str, Artifact]
+
+
+def _read_inputs(plan: Plan, parent: LoadedModel) -> _Inputs:
+    from evalq.quantize.config import METHODS
+    from evalq.texts import resolve_text
+
+    builtin = parent.source.demonstration
+    calibration = text = None
+    windows: list[Window] = []
+    if any(v.method and METHODS.get(v.method).needs_calibration for v in plan.variants):
+        calibration = calibration_for(plan, parent.tokenizer, builtin)
+    if plan.fidelity.enabled:
+        text = resolve_text(plan.fidelity.source, "fidelity", builtin, plan.data_dir)
+        windows = cut_windows(text, parent.tokenizer, plan.fidelity.length, plan.fidelity.windows)
+    given = {v.label: open_variant(Path(v.artifact)) for v in plan.variants if v.artifact}
+    return _Inputs(calibration, text, windows, given)
+
+
+def _with_parent(session: _Session, parent: LoadedModel, inputs: _Inputs) -> list[_Made]:
+    """All that needs the parent in memory: its artifacts, its answers, its pass over text."""
     plan = session.plan
+    made = _artifacts(session, parent, inputs)
     engine = _engine(parent, plan.engine)
     session.items += evaluate(
         engine, PARENT, parent.hash, session.tasks, session.journal, session.progress
     )
-    if plan.fidelity.enabled:
-        from evalq.texts import resolve_text
-
-        builtin = parent.source.demonstration
-        source = resolve_text(plan.fidelity.source, "fidelity", builtin, plan.data_dir)
-        windows = cut_windows(source, parent.tokenizer, plan.fidelity.length, plan.fidelity.windows)
-        tokens = sum(len(w.ids) - 1 for w in windows)
+    if inputs.text is not None:
         session.info["fidelity"] = {
-            "text": source.name,
-            "hash": source.hash,
-            "windows": len(windows),
-            "tokens": tokens,
+            "text": inputs.text.name,
+            "hash": inputs.text.hash,
+            "windows": len(inputs.windows),
+            "tokens": sum(len(w.ids) - 1 for w in inputs.windows),
         }
         session.text_key = content_hash(
-            [parent.hash, source.hash, plan.fidelity.model_dump(), dict(engine.settings)]
+            [parent.hash, inputs.text.hash, plan.fidelity.model_dump(), dict(engine.settings)]
         )
-        session.parent_pass = run_parent(parent, source.name, windows, session.progress)
+        session.parent_pass = run_parent(parent, inputs.text.name, inputs.windows, session.progress)
         session.info["fidelity"]["kept"] = session.parent_pass.mode
-    return _artifacts(session, parent)
+    return made
 
 
-def _artifacts(session: _Session, parent: LoadedModel) -> list[_Made]:
+def _artifacts(session: _Session, parent: LoadedModel, inputs: _Inputs) -> list[_Made]:
     from evalq.quantize.config import METHODS
 
-    plan = session.plan
-    calibration = None
-    if any(v.method and METHODS.get(v.method).needs_calibration for v in plan.variants):
-        calibration = calibration_for(plan, parent.tokenizer, parent.source.demonstration)
     made = []
-    for variant in plan.variants:
+    for variant in session.plan.variants:
         if variant.artifact:
-            made.append(_Made(variant, open_variant(Path(variant.artifact))))
+            made.append(_Made(variant, inputs.given[variant.label]))
             continue
-        needed = calibration if METHODS.get(variant.method).needs_calibration else None
+        needed = inputs.calibration if METHODS.get(variant.method).needs_calibration else None
         folder = session.directory.artifacts
-        artifact = make_variant(parent, variant, needed, plan.seed, folder, session.progress)
+        artifact = make_variant(
+            parent, variant, needed, session.plan.seed, folder, session.progress
+        )
         made.append(_Made(variant, artifact))
     return made
 
