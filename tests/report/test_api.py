@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from evalq.errors import PlanError
 from evalq import open_run
+from evalq.errors import PlanError
 from tests.synthetic import write_run
 
 V = "rtn-w4-g128"
