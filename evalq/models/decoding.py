@@ -82,6 +82,7 @@ def generate(
     prompts: Sequence[Prompt],
     stops: Sequence[Stops],
     ends: frozenset[int],
+    penalty: float = 1.0,
 ) -> list[Generation]:
     """Generate from every prompt until a stop string, an end token or the limit.
 
@@ -95,6 +96,8 @@ def generate(
         prompts: where to start; the common prefix of all is read once.
         stops: one for each prompt.
         ends: tokens that end a generation.
+        penalty: repetition penalty (arXiv 1909.05858, 4.1, as transformers applies it): scores of
+            tokens that a row holds already are divided by it, or multiplied where negative.
     """
     done = [Generation() for _ in prompts]
     watch = _Watch(encoder)
@@ -103,6 +106,9 @@ def generate(
     rows = list(range(len(prompts)))
     live = set(rows)
     while True:
+        if penalty != 1.0:
+            held = [(*prompts[row].tokens, *done[row].tokens) for row in rows]
+            logits = _penalize(logits.float(), held, penalty)
         chosen = _choose(logits, rows, stops, samplers)
         for row, token in zip(rows, chosen, strict=True):
             if row not in live:
@@ -121,6 +127,15 @@ def generate(
             state.select(keep)
             rows, chosen = [rows[i] for i in keep], [chosen[i] for i in keep]
         logits = forward.step(state, torch.tensor(chosen, device=forward.device))
+
+
+def _penalize(logits: Tensor, held: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Scores ``[rows, vocabulary]`` with those of the tokens that each row holds made smaller."""
+    seen = torch.zeros(logits.shape, dtype=torch.bool)
+    for i, tokens in enumerate(held):
+        seen[i, torch.tensor(tokens)] = True
+    smaller = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen.to(logits.device), smaller, logits)
 
 
 def _choose(

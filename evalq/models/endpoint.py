@@ -12,7 +12,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 from evalq.errors import EndpointError, PlanError, TaskError, nearest
 from evalq.models.encode import DEFAULT_MAX_TOKENS, move_spaces
-from evalq.models.transport import DEFAULT_KEY_VARIABLE, Malformed, Transport, TransportSettings
+from evalq.models.transport import (
+    DEFAULT_KEY_VARIABLE,
+    Malformed,
+    Refused,
+    Transport,
+    TransportSettings,
+)
 from evalq.schema import Request, RequestKind, Response, content_hash
 
 __all__ = ["EndpointEngine", "EndpointOptions", "endpoint_options"]
@@ -20,6 +26,9 @@ __all__ = ["EndpointEngine", "EndpointOptions", "endpoint_options"]
 _REVISION = 1
 _STOPS = 4
 """Stop strings that a request may carry; further ones only cut the text here."""
+
+_UNSUPPORTED = frozenset({200, 400, 422, 501})
+"""Answers to an ``echo`` request that mean: not here."""
 
 Api = Literal["completions", "chat"]
 
@@ -250,13 +259,13 @@ class EndpointEngine:
         if request.kind == "loglikelihood_rolling":
             if not request.context:
                 return Response(logprob=0.0)
-            found = self._echoed(request.context, 0)
+            found = self._echoed(request.context, 0, rolling=True)
             return Response(logprob=found.logprob, tokens_out=found.tokens)
         context, continuation = move_spaces(request.context, request.continuation)
         found = self._echoed(context + continuation, len(context))
         return Response(logprob=found.logprob, greedy=found.greedy, tokens_out=found.tokens)
 
-    def _echoed(self, text: str, start: int) -> _Scored:
+    def _echoed(self, text: str, start: int, rolling: bool = False) -> _Scored:
         """Score the tokens of ``text`` that reach beyond its first ``start`` characters.
 
         A token that reaches over that border counts: it holds the beginning of what is scored.
@@ -269,15 +278,17 @@ class EndpointEngine:
             "logprobs": 1,
             "echo": True,
         }
-        return self._transport.post(
-            "completions", body, lambda answer: _score_echo(self._choice(answer), text, start)
-        )
+
+        def parse(answer: Any) -> _Scored:
+            return _score_echo(self._choice(answer), text, start, rolling)
+
+        return self._transport.post("completions", body, parse)
 
     def _try_echo(self) -> bool:
         try:
             found = self._echoed("The sun rises in the east.", 3)
-        except EndpointError as error:
-            if "refuses" in error.message or "cannot be used" in error.message:
+        except Refused as error:
+            if error.status in _UNSUPPORTED:
                 return False
             raise
         return found.tokens > 0
@@ -311,49 +322,50 @@ class EndpointEngine:
         return names[0]
 
 
-def _score_echo(choice: Mapping[str, Any], text: str, start: int) -> _Scored:
+def _score_echo(choice: Mapping[str, Any], text: str, start: int, rolling: bool) -> _Scored:
     """Sum the log-probabilities of a prompt's own tokens from an ``echo`` answer."""
     found = choice.get("logprobs")
     found = found if isinstance(found, dict) else {}
-    tokens, values = found.get("tokens"), found.get("token_logprobs")
-    tops = found.get("top_logprobs")
-    if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
-        raise Malformed("no log-probabilities of the prompt")
-    if not isinstance(tops, list) or len(tops) != len(tokens):
-        raise Malformed("no top_logprobs")
-    first = _prompt_start(tokens, text)
+    columns = [found.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
+    if not all(isinstance(c, list) and len(c) == len(columns[0] or ()) for c in columns):
+        raise _unfit("it returns no log-probabilities of the prompt's tokens")
+    tokens, values, tops = (list(c or ()) for c in columns)
     at, total, greedy, count = 0, 0.0, True, 0
-    for i in range(first, len(tokens)):
+    for i in range(_prompt_start(tokens, text), len(tokens)):
         if at >= len(text):
             break
         end = at + len(tokens[i])
         if end > start:
-            if values[i] is None:
-                if at or start:
-                    raise Malformed("a scored token without a log-probability")
-                # Nothing stands before a text's first token on servers without a BOS.
-            else:
+            if values[i] is not None:
+                ranked = [float(v) for v in (tops[i] or {}).values()]
+                if not ranked:
+                    raise _unfit("it returns no top_logprobs")
                 total += float(values[i])
+                greedy = greedy and float(values[i]) >= max(ranked)
                 count += 1
-                best = max((float(v) for v in (tops[i] or {}).values()), default=None)
-                if best is None:
-                    raise Malformed("no top_logprobs")
-                greedy = greedy and float(values[i]) >= best
+            elif at or not rolling:
+                # Without a BOS nothing stands before a text's first token, so it has no
+                # probability: a perplexity goes without it, a choice cannot.
+                raise _unfit("a scored token has no log-probability: is the prompt empty?")
         at = end
-    if count == 0:
-        raise Malformed("no token of the prompt was scored")
     return _Scored(total, greedy, count)
+
+
+def _unfit(what: str) -> Refused:
+    return Refused(
+        f"the endpoint cannot score prompts: {what}",
+        200,
+        hint="Use a completions endpoint that serves echo with logprobs, or generation tasks only.",
+    )
 
 
 def _prompt_start(tokens: Sequence[Any], text: str) -> int:
     """Index of the first token that is part of ``text``; a BOS may stand before it."""
-    if not all(isinstance(t, str) for t in tokens):
-        raise Malformed("tokens that are no text")
-    for first in range(min(2, len(tokens))):
-        joined = "".join(tokens[first:])
-        if joined.startswith(text):
-            return first
-    raise Malformed("tokens that do not make up the prompt")
+    if all(isinstance(t, str) for t in tokens):
+        for first in range(min(2, len(tokens))):
+            if "".join(tokens[first:]).startswith(text):
+                return first
+    raise _unfit("its tokens do not make up the prompt")
 
 
 def _usage(answer: Mapping[str, Any]) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from evalq.artifacts.files import open_files
 from evalq.artifacts.identity import hash_file
 from evalq.errors import ArtifactError, MissingDependencyError, ParentError
+from evalq.models.quiet import quiet
 
 __all__ = ["GgufModel", "load_gguf"]
 
@@ -74,12 +75,13 @@ def load_gguf(path: Path, dtype: torch.dtype, attention: str) -> GgufModel:
     _check_magic(path)
     digest = hash_file(path)
     place = _cache() / f"{digest}-{transformers.__version__}"
-    census = _read_kept(place) or _convert(path, place)
-    if _read_kept(place) is not None:
-        source: dict[str, Any] = {"pretrained_model_name_or_path": place}
-    else:
-        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    module, tokenizer = _load(path, source, dtype, attention)
+    with quiet():
+        census = _read_kept(place) or _convert(path, place)
+        if _read_kept(place) is not None:
+            source: dict[str, Any] = {"pretrained_model_name_or_path": place}
+        else:
+            source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+        module, tokenizer = _load(path, source, dtype, attention)
     types: dict[str, int] = census["types"]
     quantized = {name: count for name, count in types.items() if name not in _DENSE}
     return GgufModel(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 
-from evalq.errors import EvalqError, PlanError
+from evalq.errors import EvalqError, ParentError, PlanError
 from evalq.models.base import LoadedModel
 from evalq.models.batching import Budget, Shape, pack
 from evalq.models.decoding import Stops, generate
@@ -29,6 +29,25 @@ _LOGITS_BYTES = 1 << 30
 _ROWS = 256
 _KEPT = 4
 
+_UNAPPLIED: dict[str, Any] = {
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "guidance_scale": 1,
+    "penalty_alpha": 0.0,
+    "watermarking_config": None,
+}
+"""Settings that change greedy decoding, and the values that leave it alone."""
+
 _Encoded = Scored | Prompt | list[Scored]
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
@@ -46,7 +65,8 @@ class TransformersEngine:
             (the default is the model's own limit), ``threads`` torch's threads on a CPU.
 
     Raises:
-        ParentError: an architecture or a tokenizer that cannot be run this way.
+        ParentError: an architecture or a tokenizer that cannot be run this way, or settings of
+            generation (``generation_config.json``) that are not applied here.
         PlanError: a ``max_length`` beyond the model's own.
     """
 
@@ -66,6 +86,7 @@ class TransformersEngine:
         self._forward = Forward(model.module, plan.batch_tokens, logits)
         self._encoder = Encoder(model.tokenizer, max_length)
         self._ends = frozenset({self._encoder.eos, *_end_tokens(model.module)})
+        self._penalty = _repetition_penalty(model.module)
         self._kept = plan.batch_tokens * _KEPT
         self._scoring = Budget(plan.batch_tokens, self._kept, logits, 4 * _ROWS)
         # Prompts are read in spans of columns that fit, so only what is kept bounds a generation.
@@ -88,6 +109,7 @@ class TransformersEngine:
             "max_tokens": DEFAULT_MAX_TOKENS,
             "batch_tokens": plan.batch_tokens,
             "end_tokens": sorted(self._ends),
+            "repetition_penalty": self._penalty,
         }
 
     @property
@@ -206,7 +228,7 @@ class TransformersEngine:
         prompts = [self._prompt(r) for r in requests]
         eos = self._encoder.eos_text
         stops = [Stops((*r.until, eos), r.temperature, r.seed) for r in requests]
-        found = generate(self._forward, self._encoder, prompts, stops, self._ends)
+        found = generate(self._forward, self._encoder, prompts, stops, self._ends, self._penalty)
         return [
             (
                 self._encoder.text(g.tokens, r.until),
@@ -271,6 +293,20 @@ def _end_tokens(module: transformers.PreTrainedModel) -> list[int]:
     if ends is None:
         return []
     return list(ends) if isinstance(ends, (list, tuple)) else [int(ends)]
+
+
+def _repetition_penalty(module: transformers.PreTrainedModel) -> float:
+    """The one setting of ``generation_config.json`` that greedy decoding obeys, and we apply."""
+    config = getattr(module, "generation_config", None)
+    for name, neutral in _UNAPPLIED.items():
+        value = getattr(config, name, None)
+        if value not in (None, neutral, [], {}):
+            raise ParentError(
+                f"generation_config.json asks for {name}={value!r}, which is not applied here",
+                hint="Without it, answers would not be those of transformers; remove it from a "
+                "copy of the model to measure that.",
+            )
+    return float(getattr(config, "repetition_penalty", None) or 1.0)
 
 
 def _device_name(device: torch.device) -> str:

@@ -22,6 +22,7 @@ from evalq.errors import ArtifactError, EvalqError, MissingDependencyError, Pare
 from evalq.models.activations import quantize_inputs
 from evalq.models.base import LoadedModel, ModelSource, SourceKind
 from evalq.models.gguf import load_gguf
+from evalq.models.quiet import quiet
 from evalq.plan import EnginePlan
 
 __all__ = ["BUILTIN", "SMOLLM2", "load_artifact", "load_parent", "resolve_device"]
@@ -325,7 +326,8 @@ def _tokenizer(path: Path, engine: EnginePlan) -> Any:
 def _reported(kind: type[EvalqError], path: Path, engine: EnginePlan) -> Iterator[None]:
     """What goes wrong while reading ``path``, as an error of ``kind``."""
     try:
-        yield
+        with quiet():
+            yield
     except MissingDependencyError:
         raise
     except EvalqError as error:

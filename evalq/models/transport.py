@@ -18,7 +18,7 @@ import httpx
 
 from evalq.errors import EndpointError
 
-__all__ = ["DEFAULT_KEY_VARIABLE", "Malformed", "Transport", "TransportSettings"]
+__all__ = ["DEFAULT_KEY_VARIABLE", "Malformed", "Refused", "Transport", "TransportSettings"]
 
 DEFAULT_KEY_VARIABLE = "EVALQ_API_KEY"
 
@@ -30,6 +30,18 @@ _Answer = TypeVar("_Answer")
 
 class Malformed(Exception):  # noqa: N818
     """An answer that is not what was asked for; asked again, it may be."""
+
+
+class Refused(EndpointError):  # noqa: N818
+    """The server understood, and will not; asking again is of no use.
+
+    Args:
+        status: of HTTP; 200 for an answer that lacks what was asked for.
+    """
+
+    def __init__(self, message: str, status: int, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +128,8 @@ class Transport:
             parse: raises ``Malformed`` for an answer that is not usable.
 
         Raises:
-            EndpointError: the server refuses the request, or no attempt brought a usable answer.
+            Refused: the server refuses the request.
+            EndpointError: no attempt brought a usable answer.
         """
         return self._ask("POST", path, body, parse)
 
@@ -150,8 +163,9 @@ class Transport:
                 self._back_off(attempt, _retry_after(response))
                 continue
             if not response.is_success:
-                raise EndpointError(
+                raise Refused(
                     f"the endpoint refuses {method} {path}: {self._describe(response)}",
+                    response.status_code,
                     hint=self._advice(response.status_code),
                 )
             try:
