@@ -24,8 +24,27 @@ CONTROL = "@control"
 """Suffix of the negative control's label in ``fidelity.parquet``."""
 
 _CATEGORIES = frozenset(
-    "variant variant_hash suite task task_version slice filter metric metrics item_id cluster "
-    "doc_hash prompt_hash target_hash prompt target text document execution".split()
+    [
+        "variant",
+        "variant_hash",
+        "suite",
+        "task",
+        "task_version",
+        "slice",
+        "filter",
+        "metric",
+        "metrics",
+        "item_id",
+        "cluster",
+        "doc_hash",
+        "prompt_hash",
+        "target_hash",
+        "prompt",
+        "target",
+        "text",
+        "document",
+        "execution",
+    ]
 )
 """Text columns that repeat, by variant at least: kept once a value."""
 
