@@ -35,8 +35,7 @@ class _Section(BaseModel):
 class VariantPlan(_Section):
     """One variant to make and measure.
 
-    Either ``method`` and ``bits`` (an artifact is made), or ``artifact`` (a directory that exists),
-    or ``endpoint`` (a URL).
+    Either ``method`` and ``bits`` (an artifact is made), or ``artifact`` (a directory that exists).
     """
 
     name: str = ""
@@ -49,7 +48,6 @@ class VariantPlan(_Section):
     kv_bits: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     artifact: str = ""
-    endpoint: str = ""
 
     @field_validator("name")
     @classmethod
@@ -60,9 +58,8 @@ class VariantPlan(_Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> VariantPlan:
-        sources = [s for s in (self.method, self.artifact, self.endpoint) if s]
-        if len(sources) != 1:
-            raise ValueError("give exactly one of method, artifact and endpoint")
+        if bool(self.method) == bool(self.artifact):
+            raise ValueError("give exactly one of method and artifact")
         if self.method and self.bits is None:
             raise ValueError(f"method {self.method!r} needs bits")
         return self
@@ -97,7 +94,7 @@ class VariantPlan(_Section):
             return self.name
         if self.method:
             return f"{self.method}-{self.scheme}"
-        return Path(self.artifact).name if self.artifact else self.endpoint
+        return Path(self.artifact).name
 
 
 class CalibrationPlan(_Section):
@@ -266,7 +263,7 @@ def parse_variant(text: str) -> dict[str, Any]:
         PlanError: not of that form.
     """
     name, found, rest = text.partition("=")
-    if found and name in ("artifact", "endpoint"):
+    if found and name == "artifact":
         return {name: rest}
     hint = "Write METHOD:BITS[:gSIZE|channel][:asym], for example gptq:4:g64:asym."
     parts = text.split(":")

@@ -32,6 +32,7 @@ WITHIN = {
     },
     3: {
         ("run", "texts"),
+        ("fidelity", "texts"),
         ("run", "evaluate"),
         ("run", "fidelity"),
         ("run", "cost"),

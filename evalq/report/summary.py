@@ -55,6 +55,7 @@ def _variant(data: ReportData, name: str) -> dict[str, Any]:
         "bits_per_weight": _number(cost.bits_per_weight),
         "bytes": _whole(cost.bytes),
         "peak_memory_bytes": _whole(cost.peak_memory_bytes),
+        "execution": cost.execution,
         "tokens_per_second": {
             "prefill": _number(cost.prefill) if own_speed else None,
             "decode": _number(cost.decode) if own_speed else None,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalq.cost import Candidate, measure_costs
-from evalq.errors import StoreError
+from evalq.errors import PlanError, StoreError
 from evalq.evaluate import evaluate
 from evalq.fidelity import ParentPass, Window, compare_to_parent, cut_windows, run_parent
 from evalq.plan import EnginePlan, Plan, VariantPlan
@@ -84,7 +84,6 @@ def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") ->
         info = found or _fresh_info(plan, command)
         with Journal(directory.journal) as journal:
             session = _Session(plan, directory, journal, progress or NullProgress(), info)
-            session.save_info()
             _measure(session)
         return directory.path
     finally:
@@ -154,11 +153,14 @@ def _measure(session: _Session) -> None:
         data_dir=plan.data_dir,
         limit=plan.limit,
     )
+    _check_tasks(session.tasks)
     session.info["suites"] = _suite_info(session.tasks)
+    inputs = _read_inputs(plan, parent)
+    # Only now does the directory belong to this plan: a fault in the input leaves it free.
     session.save_info()
 
     rows = [_parent_row(parent)]
-    made = _with_parent(session, parent, _read_inputs(plan, parent))
+    made = _with_parent(session, parent, inputs)
     parent_hash, parent_source = parent.hash, parent.source
     del parent
     for variant in made:
@@ -175,6 +177,18 @@ def _measure(session: _Session) -> None:
     session.info["status"] = "done"
     session.info["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     session.save_info()
+
+
+def _check_tasks(tasks: Sequence[BuiltTask]) -> None:
+    """One task in two suites would count its items twice, or under two slices."""
+    suites: dict[str, str] = {}
+    for task in tasks:
+        other = suites.setdefault(task.name, task.suite)
+        if other != task.suite:
+            raise PlanError(
+                f"task {task.name} is in two suites of this run: {other} and {task.suite}",
+                hint="Select tasks with SUITE:PATTERN so that each is asked once.",
+            )
 
 
 def _parent_info(parent: LoadedModel) -> dict[str, Any]:

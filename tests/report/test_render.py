@@ -30,6 +30,7 @@ VARIANT_KEYS = {
     "bits_per_weight",
     "bytes",
     "peak_memory_bytes",
+    "execution",
     "tokens_per_second",
     "overall",
     "slices",
