@@ -85,7 +85,7 @@ def main() -> None:
     asked = next((a for a in sys.argv[1:] if not a.startswith("-")), "")
     app = build_app((asked,) if asked in VERBS else VERBS)
     try:
-        app()
+        app(prog_name="evalq")
     except EvalqError as error:
         _fail(error.message, error.hint)
         sys.exit(error.exit_code)

@@ -79,6 +79,8 @@ def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") ->
     directory.lock()
     try:
         found = directory.read_info()
+        if found is not None and found.get("plan_hash") != plan.hash:
+            found = None
         if found is not None and found.get("status") == "done":
             return directory.path
         info = found or _fresh_info(plan, command)
@@ -102,11 +104,21 @@ def _check_directory(directory: RunDirectory, plan: Plan) -> None:
                 f"{path} is not empty and holds no evalq run",
                 hint="Choose another --out, or empty it.",
             )
-    elif found.get("plan_hash") != plan.hash:
+    elif found.get("plan_hash") != plan.hash and _holds_work(directory):
         raise StoreError(
             f"{path} holds another plan's run",
             hint="Choose another --out, or remove the directory to measure this plan there.",
         )
+
+
+def _holds_work(directory: RunDirectory) -> bool:
+    """Whether anything was made or answered there; a run that failed before may be replaced."""
+    if any(directory.artifacts.glob("*/*")) or directory.items.exists():
+        return True
+    if not directory.journal.exists():
+        return False
+    with Journal(directory.journal) as journal:
+        return len(journal) > 0
 
 
 def _fresh_info(plan: Plan, command: str) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def test_a_directory_that_holds_another_plans_run(
     out = tmp_path / "run"
     out.mkdir()
     (out / "run.json").write_text(json.dumps({"format_version": 1, "plan_hash": "other"}))
+    (out / "items.parquet").write_bytes(b"")
     words = ["run", "-q", "--parent", str(parent), "--workload", str(items), "--out", str(out)]
     said = refused(words, monkeypatch, capsys)
     assert "holds another plan's run" in said
