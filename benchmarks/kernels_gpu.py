@@ -81,11 +81,12 @@ def timed(calls: list[Any], repeats: int = 10) -> float:
 
 
 def copy_bandwidth() -> float:
-    """GB/s of a device-to-device copy, bytes read and written."""
-    source = torch.randint(0, 255, (2**31,), dtype=torch.uint8, device="cuda")
+    """GB/s of the better of a device-to-device copy and a kernel that copies, read and written."""
+    source = torch.randint(0, 2**31, (2**29,), dtype=torch.int32, device="cuda")
     target = torch.empty_like(source)
-    micro = timed([lambda: target.copy_(source)] * 2)
-    return 2 * source.numel() / micro / 1e3
+    by_engine = timed([lambda: target.copy_(source)] * 2)
+    by_kernel = timed([lambda: torch.bitwise_not(source, out=target)] * 2)
+    return 2 * source.numel() * 4 / min(by_engine, by_kernel) / 1e3
 
 
 # -- check ---------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def check_one(case: tuple[int, int | None, bool, str]) -> list[tuple[str, float,
     dtype = getattr(torch, kind)
     torch.manual_seed(bits)
     found = []
-    for shape in ((203, 1075), (512, 1024)):
+    for shape in ((203, 1075), (512, 1024)) if group == 128 else ((203, 1075),):
         weight = random_weight(bits, group, symmetric, shape, dtype)
         packed = pack(weight, "cuda", dtype, "triton")
         dense = dense64(weight)
@@ -148,7 +149,7 @@ def check(args: argparse.Namespace) -> None:
         for bits in SETS
         for group in (32, 64, 128, 256, None)
         for symmetric in (True, False)
-        for kind in (("bfloat16", "float16") if group in (32, 128, None) else ("bfloat16",))
+        for kind in (("bfloat16", "float16") if group in (32, None) else ("bfloat16",))
     ]
     start = time.time()
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
@@ -166,36 +167,39 @@ def check(args: argparse.Namespace) -> None:
 # -- tune ----------------------------------------------------------------------------------------
 
 
-def candidates(problem: Problem, rows: int, wide: bool) -> list[Launch]:
+FEW = (
+    (32, 1, 1), (64, 2, 1), (128, 2, 1), (128, 4, 1), (32, 2, 2), (64, 2, 2),
+    (16, 4, 4), (32, 4, 4), (64, 4, 4), (16, 8, 8), (32, 8, 8),
+)  # fmt: skip
+"""Rows of the weight, warps and parts of K of a program, for up to 16 rows of activations."""
+MANY = {
+    32: ((64, 32, 4), (128, 32, 4)),
+    64: ((64, 64, 4), (128, 64, 4), (128, 64, 8)),
+    128: ((64, 64, 4), (128, 64, 8), (128, 128, 8)),
+    256: ((64, 64, 4), (128, 64, 8), (64, 128, 4), (128, 128, 8)),
+    1024: ((128, 128, 8), (256, 128, 8), (128, 256, 8)),
+}
+"""Rows of the weight, rows of the activations and warps, by bucket of rows."""
+
+
+def candidates(problem: Problem, rows: int) -> list[Launch]:
     bucket = buckets(rows)
-    if bucket <= 16:
-        bms = (max(8, bucket),)
-        shapes = [(32, 1), (64, 1), (64, 2), (128, 2), (128, 4), (256, 4)]
-        splits: tuple[int, ...] = (1, 2, 4, 7, 8, 14, 16)
-        stages: tuple[int, ...] = (3, 5) if wide else (4,)
-        scaled: tuple[bool, ...] = (False,)
-        steps = (1, 2)
-    else:
-        bms = {32: (32,), 64: (64,), 128: (64, 128)}.get(bucket, (128, 256))
-        shapes = [(64, 4), (128, 4), (128, 8), (256, 8)]
-        splits = (1, 2, 4) if bucket <= 64 else (1, 2)
-        stages = (3, 4) if wide else (3,)
-        scaled = (False, True) if bucket <= 64 else (True,)
-        steps = (1,)
     base = max(problem.chunk, min(problem.group or 128, 128))
     found = []
-    for bm in bms:
-        for bn, warps in shapes:
-            if bn * bm > 256 * 128 or (bn * bm >= 128 * 128 and warps < 8 and bn * bm > 16384):
-                continue
-            for split in splits:
-                for stage in stages:
-                    for scale in scaled:
-                        for times in steps:
-                            launch = Launch(bn, bm, split, base * times, scale, warps, stage)
-                            if launch.fits(problem):
-                                found.append(launch)
-    return found
+    if bucket <= 16:
+        for bn, warps, ks in FEW:
+            for split in (1, 2, 4, 7, 8, 16):
+                for stages in (3, 4) if ks > 1 else (3,):
+                    for step in (base, 2 * base) if ks == 1 else (base,):
+                        bm = bucket
+                        found.append(Launch(bn, bm, split, step, False, warps, stages, ks))
+    else:
+        for bn, bm, warps in MANY[bucket]:
+            for split in (1,) if bucket > 256 else (1, 2, 4, 7):
+                for stages in (3,) if bucket > 256 else (3, 4):
+                    for scaled in (False, True) if bucket <= 64 else (True,):
+                        found.append(Launch(bn, bm, split, base, scaled, warps, stages))
+    return [c for c in found if c.fits(problem) and c.shared_bytes(problem) < 225_000]
 
 
 def precompile(job: tuple[int, int, int, bool, list[dict[str, Any]]]) -> int:
@@ -225,11 +229,8 @@ def tune(args: argparse.Namespace) -> None:
                 if chunk > 1024:
                     continue
                 problem = Problem(bits, 128, width, chunk, rows, 1024, 16384, 16384, True)
-                unique = {
-                    (c.bn, c.bm, min(c.split, 2), c.step, c.scaled, c.warps, c.stages)
-                    for c in candidates(problem, rows, args.wide)
-                }
-                launches = [asdict(Launch(*u)) for u in sorted(unique)]
+                unique = {replace(c, split=min(c.split, 2)) for c in candidates(problem, rows)}
+                launches = [asdict(u) for u in sorted(unique, key=str)]
                 size = 6
                 jobs += [
                     (bits, width, rows, True, launches[i : i + size])
@@ -251,12 +252,12 @@ def tune(args: argparse.Namespace) -> None:
                         continue
                     packed = TRITON.pack_as(weight, torch.device("cuda"), torch.bfloat16, width)
                     many = copies(packed)
-                    for launch in candidates(TRITON.problem(rows, packed), rows, args.wide):
+                    for launch in candidates(TRITON.problem(rows, packed), rows):
                         if time.time() - start > args.budget:
                             break
                         try:
                             micro = timed(
-                                [lambda p=p, c=launch: TRITON.run(x, p, c) for p in many], 3
+                                [lambda p=p, c=launch, x=x: TRITON.run(x, p, c) for p in many], 3
                             )
                         except Exception as error:
                             if "out of resource" not in str(error):
@@ -296,10 +297,12 @@ def bench(args: argparse.Namespace) -> None:
             packs[bits] = copies(pack(weight, "cuda", torch.bfloat16))
         for rows in args.rows:
             x = torch.randn(rows, columns, device="cuda").to(torch.bfloat16)
-            base = timed([lambda w=w: torch.nn.functional.linear(x, w) for w in dense])
+            base = timed([lambda w=w, x=x: torch.nn.functional.linear(x, w) for w in dense])
             line = {"M": rows, "K": columns, "N": out, "cublas": round(base, 1)}
             for bits, many in packs.items():
-                micro = timed([lambda p=p: quantized_matmul(x, p) for p in many])
+                if rows > 256 and bits != 4:
+                    continue
+                micro = timed([lambda p=p, x=x: quantized_matmul(x, p) for p in many])
                 line[f"w{bits}"] = round(micro, 1)
                 line[f"w{bits}_ratio"] = round(base / micro, 2)
                 line[f"w{bits}_gbs"] = round(many[0].bytes / micro / 1e3)
@@ -316,8 +319,7 @@ def main() -> None:
     parser.add_argument("what", nargs="+", choices=("check", "tune", "bench"))
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4, 3, 2])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 2048])
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--wide", action="store_true", help="try more launches")
+    parser.add_argument("--widths", type=int, nargs="+", default=[32])
     parser.add_argument("--budget", type=float, default=240, help="seconds of tuning")
     parser.add_argument("--processes", type=int, default=14)
     parser.add_argument("--out", type=Path, default=Path("."))

@@ -280,7 +280,11 @@ def _awq(stored: StoredModel) -> Iterator[Finding]:
             "Marlin's in bfloat16 too, with the scales rounded to it",
         )
     if not stored.config["quantization_config"].get("zero_point", True):
-        yield _error("vllm", "awq-zero-point", "vLLM reads zero points, but zero_point is false")
+        yield _warning(
+            "vllm",
+            "awq-zero-point",
+            "zero_point is false, which vLLM's Marlin kernel does not take",
+        )
     yield from _fused_differ(stored)
 
 

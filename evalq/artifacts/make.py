@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import evalq
 from evalq.artifacts.api import FORMATS, storage
-from evalq.artifacts.base import Artifact
+from evalq.artifacts.base import Artifact, Encoder
 from evalq.artifacts.check import check, loadable
 from evalq.artifacts.files import read_json
 from evalq.artifacts.identity import MANIFEST, hash_directory
@@ -25,6 +25,7 @@ from evalq.errors import ArtifactError, PlanError
 from evalq.quantize.api import quantize
 from evalq.quantize.calibration import Calibration
 from evalq.quantize.config import METHODS, resolve_options
+from evalq.quantize.linear import decoder_layers, linears, weight_shape
 from evalq.schema import PerGroup, Scheme, content_hash
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def make_artifact(
     recipe_hash = content_hash(recipe)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return open_artifact(out, recipe_hash)
+    _refuse_early(parent.module, scheme, encoder, recipe["options"])
     types = stored_types(parent.source.path, parent.module)
     model = quantize(
         parent.module, scheme, method, calibration, options, seed, progress, stored=types.main
@@ -187,6 +189,34 @@ def make_artifact(
         }
         write_json(temporary / MANIFEST, manifest)
     return Artifact(out, digest, manifest)
+
+
+def _refuse_early(
+    module: Any, scheme: Scheme, encoder: Encoder, options: Mapping[str, Any]
+) -> None:
+    """Refuse what the format cannot hold before hours are spent on making it.
+
+    Raises:
+        PlanError: as for ``Encoder.refuse``.
+    """
+    skip = [part.strip() for part in str(options.get("skip", "")).split(",") if part.strip()]
+    name, layers = decoder_layers(module)
+    for index, layer in enumerate(layers):
+        for part, linear in linears(layer):
+            full = f"{name}.{index}.{part}"
+            if any(word in full for word in skip):
+                continue
+            shape = weight_shape(linear)
+            # A group size that does not divide is the quantizer's to report: it names sizes that
+            # fit the whole model.
+            if not _divides(scheme, shape[1]):
+                continue
+            encoder.refuse(full, scheme.weights, shape, scheme.activation_bits)
+
+
+def _divides(scheme: Scheme, columns: int) -> bool:
+    granularity = scheme.weights.granularity
+    return not isinstance(granularity, PerGroup) or columns % granularity.size == 0
 
 
 def _engines(directory: Path) -> dict[str, Any]:

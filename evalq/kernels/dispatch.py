@@ -40,6 +40,11 @@ KERNELS.add(
     "Triton on CUDA, codes dequantized in registers: 2, 3, 4, 6 and 8 bits, bfloat16 and float16",
 )
 KERNELS.add(
+    "triton-int8",
+    "evalq.kernels.triton_w8a8:INT8",
+    "Triton on CUDA, int8 weights times int8 activations (W8A8)",
+)
+KERNELS.add(
     "reference",
     "evalq.kernels.cpu:REFERENCE",
     "dequantizes the weight at every product, on any device; only run when asked for by name",
@@ -47,7 +52,7 @@ KERNELS.add(
 
 ORDER: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "torch-int4", "torch-int8"),
-    "cuda": ("triton",),
+    "cuda": ("triton-int8", "triton"),
 }
 """Kernels by type of device, the fastest first (benchmarks/RESULTS.md)."""
 
@@ -79,11 +84,11 @@ def choose(
         kernel = KERNELS.get(name)
         reason = kernel.refuses(device, dtype, scheme, shape, activation_bits)
         if reason is None:
-            why = f"{KERNELS.summary(name)}; first in the order for {device.type}"
+            why = KERNELS.summary(name)
             if rejected:
-                why = f"{KERNELS.summary(name)}; " + "; ".join(
-                    f"{r.name} {r.reason}" for r in rejected
-                )
+                why += "; " + "; ".join(f"{r.name} {r.reason}" for r in rejected)
+            else:
+                why += f"; first in the order for {device.type}"
             return KernelChoice(name, why, kernel.path(rows, scheme, shape), tuple(rejected))
         rejected.append(Rejection(name, reason))
     kind = str(dtype).removeprefix("torch.")

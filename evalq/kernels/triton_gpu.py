@@ -12,14 +12,17 @@ from torch import Tensor
 from evalq.errors import KernelError
 from evalq.kernels.base import PackedWeight
 from evalq.kernels.packing import QuantizedWeight, group_count, group_size
-from evalq.kernels.triton_launch import Launch, Problem, launch_for
+from evalq.kernels.triton_launch import Gpu, Launch, Problem, launch_for
 from evalq.kernels.triton_pack import SETS, choose_columns, pack_words
 from evalq.schema import PerGroup, WeightScheme
 
-__all__ = ["TRITON", "TritonKernel", "interpreted"]
+__all__ = ["DENSE_ROWS", "TRITON", "TritonKernel", "interpreted"]
 
 _DECODE_ROWS = 16
+DENSE_ROWS = {2: 1024, 3: 96, 4: 1024, 6: 128, 8: 256}
+"""From so many rows on, a dense copy made for one product pays (benchmarks/RESULTS.md)."""
 _MOST_SPLITS = 32
+_NO_GPU = Gpu("none", 4, 2**17)
 _DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -33,9 +36,11 @@ def interpreted() -> bool:
 
 
 @lru_cache(maxsize=16)
-def _gpu(index: int) -> tuple[str, int, tuple[int, int]]:
-    found = torch.cuda.get_device_properties(index)
-    return found.name, found.multi_processor_count, (found.major, found.minor)
+def _gpu(index: int) -> tuple[Gpu, tuple[int, int]]:
+    # torch's type stubs lack the limit that a kernel may opt in to.
+    found: Any = torch.cuda.get_device_properties(index)
+    gpu = Gpu(found.name, found.multi_processor_count, found.shared_memory_per_block_optin)
+    return gpu, (found.major, found.minor)
 
 
 def _zero_bits(zeros: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
@@ -83,13 +88,15 @@ class TritonKernel:
         size = group_size(scheme, shape[1])
         if isinstance(scheme.granularity, PerGroup) and (size < 16 or size & (size - 1)):
             return "needs groups of a power of two, at least 16"
-        if device.type == "cuda" and _gpu(device.index or 0)[2] < (8, 0):
+        if device.type == "cuda" and _gpu(device.index or 0)[1] < (8, 0):
             return "needs compute capability 8.0 or later"
         return None
 
     def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
         """See ``base.Kernel``."""
-        return "decode" if rows <= _DECODE_ROWS else "tiles"
+        if rows <= _DECODE_ROWS:
+            return "decode"
+        return "tiles" if rows < DENSE_ROWS[scheme.bits] else "dequantize, then torch"
 
     def pack(
         self,
@@ -164,12 +171,35 @@ class TritonKernel:
     def launch(self, rows: int, packed: PackedWeight) -> tuple[Launch, bool]:
         """How ``rows`` rows are multiplied here, and whether that was tuned on this GPU."""
         device = packed.device
-        name, count, _ = _gpu(device.index or 0) if device.type == "cuda" else ("cpu", 4, (0, 0))
-        return launch_for(self.problem(rows, packed), name, count)
+        gpu = _gpu(device.index or 0)[0] if device.type == "cuda" else _NO_GPU
+        return launch_for(self.problem(rows, packed), gpu)
 
     def matmul(self, x: Tensor, packed: PackedWeight) -> Tensor:
         """See ``base.Kernel``."""
+        if x.shape[0] >= DENSE_ROWS[packed.scheme.bits]:
+            return torch.nn.functional.linear(x, self.dense(packed))
         return self.run(x, packed, self.launch(x.shape[0], packed)[0])
+
+    def dense(self, packed: PackedWeight) -> Tensor:
+        """The dequantized weight ``[out, in]`` in the packed dtype."""
+        from evalq.kernels.triton_matmul import dequantize
+
+        problem = self.problem(1, packed)
+        words, scales, zeros, _ = packed.tensors
+        result = torch.empty(packed.shape, dtype=packed.dtype, device=packed.device)
+        kernel: Any = dequantize
+        rows = 64
+        kernel[(-(-packed.shape[0] // rows), words.shape[0])](
+            words, scales, zeros, result, *packed.shape,
+            BITS=problem.bits,
+            C=problem.width,
+            GROUP=problem.group,
+            ZERO=_shared_zero(packed) if packed.scheme.symmetric else -1,
+            BN=rows,
+            PLAIN=int(interpreted()),
+            num_warps=4,
+        )  # fmt: skip
+        return result
 
     def run(self, x: Tensor, packed: PackedWeight, launch: Launch) -> Tensor:
         """``matmul`` with a given launch, for tuning and tests.
@@ -186,13 +216,14 @@ class TritonKernel:
         tiles = (-(-out // launch.bn), -(-rows // launch.bm))
         if not launch.fits(problem) or launch.split > _MOST_SPLITS:
             raise KernelError(f"{launch} does not fit {problem}")
-        turns = problem.padded // launch.step // launch.split
+        turns = problem.padded // (launch.step * launch.split * launch.ks)
         split = launch.split
         if split > 1 and tiles[0] * tiles[1] > counters.numel():
             raise KernelError(f"{launch} has more tiles than the weight has counters")
         result = x.new_empty(rows, out)
         partial = x.new_empty(split * rows * out if split > 1 else 1, dtype=torch.float32)
         lowbit: Any = lowbit_matmul
+        overlap = x.is_cuda and _gpu(x.device.index or 0)[1] >= (9, 0)
         lowbit[(*tiles, split)](
             x, words, scales, zeros, result, partial, counters,
             rows, out, columns, turns, split,
@@ -205,10 +236,13 @@ class TritonKernel:
             SPLIT=split if interpreted() else min(split, 2),
             BN=launch.bn,
             BM=launch.bm,
+            KS=launch.ks,
             STEP=launch.step,
             STAGES=launch.stages,
             PLAIN=turns if interpreted() else 0,
+            PDL=overlap,
             num_warps=launch.warps,
+            launch_pdl=overlap,
         )  # fmt: skip
         return result
 

@@ -8,9 +8,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Launch", "Problem", "buckets", "launch_for", "rule", "slug", "tuned"]
+__all__ = ["Gpu", "Launch", "Problem", "buckets", "launch_for", "rule", "slug", "tuned"]
 
+_BUCKETS = (8, 16, 32, 64, 128, 256, 1024)
 _TABLES = Path(__file__).parent / "tuned"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What decides a launch: name, multiprocessors, bytes of shared memory for a program."""
+
+    name: str
+    multiprocessors: int
+    shared_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,7 @@ class Launch:
         step: columns of one turn of the loop.
         scaled: weights are scaled in half precision.
         warps: of a program. stages: of the software pipeline.
+        ks: equal parts of K that the warps of one program share out.
     """
 
     bn: int
@@ -57,10 +68,21 @@ class Launch:
     scaled: bool
     warps: int
     stages: int
+    ks: int = 1
+
+    def shared_bytes(self, problem: Problem) -> int:
+        """Shared memory that the stages of the pipeline, or the sum over warps, take, about."""
+        activations = self.step * self.ks * 2 * self.bm
+        turn = self.step * self.ks * self.bn * problem.bits / 8 + activations
+        scales = 8 * self.bn * self.ks * max(1, self.step // (problem.group or self.step))
+        # Products of four warps run on while the next turn is loaded: its operand stays one more.
+        late = activations if self.ks == 1 and self.warps % 4 == 0 else 0
+        stages = int((self.stages - 1) * (turn + scales)) + late
+        return max(stages, 4 * self.bn * self.bm * self.ks) + 4096
 
     def fits(self, problem: Problem) -> bool:
         """Whether the kernel can run the problem this way."""
-        if self.step % problem.chunk or problem.padded % (self.step * self.split):
+        if self.step % problem.chunk or problem.padded % (self.step * self.split * self.ks):
             return False
         if self.scaled and not problem.halves:
             return False
@@ -74,8 +96,8 @@ def slug(gpu: str) -> str:
 
 
 def buckets(rows: int) -> int:
-    """Rows rounded up to those that launches are tuned for: 1, 8, 16, 32, 64, 128, 256, 1024."""
-    return next((b for b in (1, 8, 16, 32, 64, 128, 256) if rows <= b), 1024)
+    """Rows rounded up to those that launches are tuned for."""
+    return next((b for b in _BUCKETS if rows <= b), _BUCKETS[-1])
 
 
 @lru_cache(maxsize=8)
@@ -104,8 +126,20 @@ def _step(problem: Problem, wanted: int) -> int:
     return problem.chunk if fits else max(problem.chunk, problem.group)
 
 
-def rule(problem: Problem, multiprocessors: int) -> Launch:
+def rule(problem: Problem, gpu: Gpu) -> Launch:
     """A launch for a GPU that was not measured: enough programs to fill it, no more."""
+    launch = _first_guess(problem, gpu.multiprocessors)
+    while launch.shared_bytes(problem) > gpu.shared_bytes:
+        if launch.stages > 2:
+            launch = replace(launch, stages=launch.stages - 1)
+        elif launch.bm > 16:
+            launch = replace(launch, bm=launch.bm // 2)
+        else:
+            break  # the launch itself will say what is too much
+    return launch
+
+
+def _first_guess(problem: Problem, multiprocessors: int) -> Launch:
     bm = next((b for b in (8, 16, 32, 64) if problem.rows <= b), 128)
     few = bm <= 16
     bn, warps = (64, 2) if few else (128, 4)
@@ -116,27 +150,29 @@ def rule(problem: Problem, multiprocessors: int) -> Launch:
     splits = [s for s in range(1, 17) if turns % s == 0 and s <= max(1, min(wanted, turns // 2))]
     split = max(splits)
     scaled = bm >= 64 and problem.halves and problem.group > 0
-    return Launch(bn, bm, split, step, scaled, warps, 4 if few else 3)
+    return Launch(bn, bm, split, step, scaled, warps, 3)
 
 
-def launch_for(problem: Problem, gpu: str, multiprocessors: int) -> tuple[Launch, bool]:
+def launch_for(problem: Problem, gpu: Gpu) -> tuple[Launch, bool]:
     """The launch for a problem, and whether it was tuned on this GPU.
 
-    A tuned launch of the same bits and bucket of rows is taken from the nearest shape, by the
-    ratios of its sizes, among those that fit.
+    A tuned launch of the same bits and bucket of rows (or the next larger bucket that was tuned)
+    is taken from the nearest shape, by the ratios of its sizes, among those that fit.
     """
-    table = tuned(gpu).get((problem.bits, buckets(problem.rows)), [])
+    tables = tuned(gpu.name)
+    larger = [b for b in _BUCKETS if b >= buckets(problem.rows)]
+    table = next((tables[problem.bits, b] for b in larger if (problem.bits, b) in tables), [])
     best: tuple[float, Launch] | None = None
     for out, columns, launch in table:
         fitting = replace(launch, step=_step(problem, launch.step))
         if fitting.scaled and not (problem.group and problem.halves):
             fitting = replace(fitting, scaled=False)
-        if not fitting.fits(problem):
+        if not fitting.fits(problem) or fitting.shared_bytes(problem) > gpu.shared_bytes:
             continue
         ratios = (problem.out / out, problem.columns / columns)
         distance = sum(max(r, 1 / r) for r in ratios)
         if best is None or distance < best[0]:
             best = (distance, fitting)
     if best is None or best[0] > 8:
-        return rule(problem, multiprocessors), False
+        return rule(problem, gpu), False
     return best[1], True

@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-__all__ = ["lowbit_matmul"]
+__all__ = ["dequantize", "lowbit_matmul"]
 
 
 @triton.constexpr_function
@@ -190,9 +191,11 @@ def lowbit_matmul(
     SPLIT: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
+    KS: tl.constexpr,
     STEP: tl.constexpr,
     STAGES: tl.constexpr,
     PLAIN: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One tile of BN output rows and BM rows of activations, over one split of K.
 
@@ -203,11 +206,13 @@ def lowbit_matmul(
         z_ptr: int16 ``[groups, N]``, the bits of what is taken away (ZERO == -1), else unused.
         out_ptr: ``[M, N]`` in the dtype of x.
         part_ptr: float32 ``[splits, M, N]``, count_ptr: int32, zero, one a tile; for SPLIT > 1.
-        turns: of the loop in one split: columns as packed / STEP / splits.
+        turns: of the loop: columns as packed / STEP / splits / KS.
+        KS: parts of K that a program takes at a time, each its own warps.
         splits: of K. SPLIT: 1 where there is one, else 2 (in the interpreter, splits itself).
         GROUP: columns a scale; 0 for one scale a row.
         ZERO: bits of what is taken away from every code, or -1 to read it from z_ptr.
         PLAIN: in the interpreter the number of turns (it cannot loop to a tensor), else 0.
+        PDL: launched while the kernel before may still run, which is waited for here.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     SETS: tl.constexpr = _sets(BITS)
@@ -223,47 +228,67 @@ def lowbit_matmul(
     # Rows beyond the edge read the last row again, and are not stored.
     n_safe = tl.minimum(n, N - 1)
     m_safe = tl.minimum(m, M - 1)
-    w_at = w_ptr + n_safe[:, None] * C + c[None, :]
-    x_at = x_ptr + m_safe[None, :].to(tl.int64) * K + c[:, None]
-    total = tl.zeros((BN, BM), tl.float32)
-    if ZERO >= 0:
-        zero_row = tl.full((BN, 1), ZERO, tl.int16)
+    # Warps share out K where KS > 1: the tiles then have a leading axis of that many parts of K.
+    if KS == 1:
+        first = split * turns
+        rows = n_safe[:, None]
+        from_k = c[:, None]
+        x_at = x_ptr + (m_safe[None, :].to(tl.int64) * K + from_k + first * STEP)
+        w_at = w_ptr + (first * CHUNKS * WORDS).to(tl.int64) * N * C + (rows * C + c[None, :])
+        total = tl.zeros((BN, BM), tl.float32)
+        shape: tl.constexpr = (BN, C)
+        column: tl.constexpr = (BN, 1)
     else:
-        zero_row = tl.load(z_ptr + n_safe)[:, None]
-    scale_row = tl.full((BN, 1), 0, tl.int16)
+        first = ((split * KS + tl.arange(0, KS)) * turns)[:, None, None]
+        rows = n_safe[None, :, None]
+        from_k = c[None, :, None]
+        x_at = x_ptr + (m_safe[None, None, :].to(tl.int64) * K + from_k + first * STEP)
+        w_at = w_ptr + (first * CHUNKS * WORDS).to(tl.int64) * N * C
+        w_at += rows * C + c[None, None, :]
+        total = tl.zeros((KS, BN, BM), tl.float32)
+        shape: tl.constexpr = (KS, BN, C)
+        column: tl.constexpr = (KS, BN, 1)
+    if PDL:
+        # The next kernel's programs may take their places; they wait for these to end.
+        gdc_launch_dependents()
+        gdc_wait()
+    if ZERO >= 0:
+        zero_row = tl.full(column, ZERO, tl.int16)
+    else:
+        zero_row = tl.broadcast_to(tl.load(z_ptr + rows), column)
+    scale_row = tl.full(column, 0, tl.int16)
+    stride = N.to(tl.int64) * (WORDS * C)
     for turn in tl.range(0, PLAIN if PLAIN else turns, num_stages=STAGES):
-        step = split * turns + turn
         if GROUP == 0 or SCALED:
             part = total
         else:
-            part = tl.zeros((BN, BM), tl.float32)
+            part = tl.zeros_like(total)
         zero = zero_row
         scale = scale_row
         for t in tl.static_range(CHUNKS):
-            chunk = (step * CHUNKS + t).to(tl.int64)
-            a = tl.load(w_at + (chunk * WORDS) * N * C)
+            word = (turn * CHUNKS + t) * stride
+            a = tl.load(w_at + word)
             b = a
             d = a
             if WORDS == 3:
-                b = tl.load(w_at + (chunk * WORDS + 1) * N * C)
-                d = tl.load(w_at + (chunk * WORDS + 2) * N * C)
+                b = tl.load(w_at + (word + N * C))
+                d = tl.load(w_at + (word + 2 * N * C))
             for j in tl.static_range(SETS):
                 inside = t * CHUNK + j * C
                 if GROUP > 0:
-                    group = (step * STEP + inside) // GROUP
+                    group = ((first + turn) * STEP + inside) // GROUP
                     if inside % GROUP == 0 or inside == 0:
                         if ZERO < 0:
-                            zero = tl.load(z_ptr + group * N + n_safe)[:, None]
+                            zero = tl.load(z_ptr + (group * N + rows))
                         if SCALED:
-                            scale = tl.load(s_ptr + group * N + n_safe)[:, None]
-                            scale = scale.to(tl.int16, bitcast=True)
-                k = step * STEP + inside
+                            scale = tl.load(s_ptr + (group * N + rows)).to(tl.int16, bitcast=True)
+                k = turn * STEP + inside
                 if EVEN_K:
                     x = tl.load(x_at + k)
                 else:
-                    x = tl.load(x_at + k, mask=(k + c)[:, None] < K, other=0.0)
-                zeros = tl.broadcast_to(zero, (BN, C))
-                scales = tl.broadcast_to(scale, (BN, C))
+                    x = tl.load(x_at + k, mask=first * STEP + from_k + k < K, other=0.0)
+                zeros = tl.broadcast_to(zero, shape)
+                scales = tl.broadcast_to(scale, shape)
                 w = _values(a, b, d, zeros, scales, j, BITS, DTYPE, SCALED, PLAIN)
                 if PLAIN:  # the interpreter would multiply the bits of bfloat16 numbers
                     part = tl.dot(w.to(tl.float32), x.to(tl.float32), part)
@@ -271,13 +296,14 @@ def lowbit_matmul(
                     part = tl.dot(w, x, part)
                 if GROUP > 0 and not SCALED:
                     if (inside + C) % GROUP == 0 or inside + C == STEP:
-                        s = tl.load(s_ptr + group * N + n_safe).to(tl.float32)
-                        total += part * s[:, None]
-                        part = tl.zeros((BN, BM), tl.float32)
+                        total += part * tl.load(s_ptr + (group * N + rows)).to(tl.float32)
+                        part = tl.zeros_like(total)
         if GROUP == 0 or SCALED:
             total = part
     if GROUP == 0:
-        total *= tl.load(s_ptr + n_safe).to(tl.float32)[:, None]
+        total *= tl.load(s_ptr + rows).to(tl.float32)
+    if KS > 1:
+        total = tl.sum(total, axis=0)
     keep = (n[:, None] < N) & (m[None, :] < M)
     at = m[None, :].to(tl.int64) * N + n[:, None]
     if SPLIT == 1:
@@ -296,3 +322,55 @@ def lowbit_matmul(
                 )
             tl.store(out_ptr + at, total.to(DTYPE), mask=keep)
             tl.store(counter, 0)
+
+
+@triton.jit
+def dequantize(
+    w_ptr,
+    s_ptr,
+    z_ptr,
+    out_ptr,
+    N,
+    K,
+    BITS: tl.constexpr,
+    C: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    BN: tl.constexpr,
+    PLAIN: tl.constexpr,
+):
+    """One chunk of BN rows of the weight, ``[N, K]`` in the dtype of ``out_ptr``.
+
+    Scales come in that dtype or in float32, and a product is rounded once. Other arguments are
+    those of ``lowbit_matmul``.
+    """
+    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
+    SETS: tl.constexpr = _sets(BITS)
+    WORDS: tl.constexpr = _words(BITS)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    chunk = tl.program_id(1)
+    c = tl.arange(0, C)
+    rows = tl.minimum(n, N - 1)[:, None]
+    w_at = w_ptr + chunk.to(tl.int64) * WORDS * N * C + (rows * C + c[None, :])
+    a = tl.load(w_at)
+    b = a
+    d = a
+    if WORDS == 3:
+        b = tl.load(w_at + N * C)
+        d = tl.load(w_at + 2 * N * C)
+    zero = tl.full((BN, 1), ZERO if ZERO >= 0 else 0, tl.int16)
+    if ZERO < 0 and GROUP == 0:
+        zero = tl.load(z_ptr + rows)
+    scale = tl.load(s_ptr + rows)
+    for j in tl.static_range(SETS):
+        k = chunk * (SETS * C) + j * C + c[None, :]
+        if GROUP > 0:
+            group = (chunk * (SETS * C) + j * C) // GROUP
+            scale = tl.load(s_ptr + (group * N + rows))
+            if ZERO < 0:
+                zero = tl.load(z_ptr + (group * N + rows))
+        zeros = tl.broadcast_to(zero, (BN, C))
+        value = _values(a, b, d, zeros, zeros, j, BITS, DTYPE, False, PLAIN)
+        value = (value.to(tl.float32) * scale.to(tl.float32)).to(DTYPE)
+        at = rows.to(tl.int64) * K + k
+        tl.store(out_ptr + at, value, mask=(n[:, None] < N) & (k < K))

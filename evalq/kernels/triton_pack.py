@@ -37,14 +37,14 @@ FIELDS = {bits: _fields(bits) for bits in SETS}
 
 
 def choose_columns(bits: int, group: int, columns: int) -> int:
-    """``C``: 64, 32 or 16, the largest that splits no group and pads the columns least.
+    """``C``: 32 or 16, the larger unless it splits a group or pads the columns more.
 
     Args:
         bits: a key of ``SETS``.
         group: columns a scale; 0 for one scale a row.
         columns: of the weight.
     """
-    options = [c for c in (64, 32, 16) if not group or group % c == 0]
+    options = [c for c in (32, 16) if not group or group % c == 0]
     return min(options, key=lambda c: (-(-columns // (SETS[bits] * c)) * SETS[bits] * c, -c))
 
 

@@ -126,9 +126,9 @@ def load_artifact(path: Path, engine: EnginePlan) -> LoadedModel:
         bits=sizes.bits_per_weight,
         parameters=sizes.parameters,
         dtype=str(own).removeprefix("torch."),
-        gridded=bool(stored.layers),
+        gridded=stored.format != "dense",
     )
-    execution = "dequantized" if stored.layers else "dense"
+    execution = "dense" if stored.format == "dense" else "dequantized"
     return LoadedModel(
         path.name, hash_directory(path), module, tokenizer, device, dtype, execution, source
     )

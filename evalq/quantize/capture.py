@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from evalq.errors import QuantizationError
-from evalq.quantize.linear import check_finite
+from evalq.quantize.linear import check_finite, is_linear
 
 __all__ = [
     "Block",
     "LayerCall",
+    "Replay",
     "Stream",
     "Trace",
+    "advance",
     "capture_inputs",
     "head_inputs",
     "observe",
@@ -226,24 +228,69 @@ def _watching(
             handle.remove()
 
 
+class Replay:
+    """Outputs of parts of a layer that will not change any more, so that they run once a batch."""
+
+    def __init__(self) -> None:
+        self.batch = 0
+        self.settled: set[str] = set()
+
+    def settle(self, name: str, module: nn.Module) -> None:
+        """From now on the module answers a batch that it has answered before from memory."""
+        original = module.forward
+        kept: dict[int, Any] = {}
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.batch not in kept:
+                kept[self.batch] = original(*args, **kwargs)
+            return kept[self.batch]
+
+        module.forward = forward
+        self.settled.add(name)
+
+    def settle_finished(self, layer: nn.Module, finished: set[str]) -> None:
+        """Settle every child of ``layer`` all of whose linear layers are in ``finished``."""
+        for name, child in layer.named_children():
+            inside = {
+                f"{name}.{n}" if n else name for n, m in child.named_modules() if is_linear(m)
+            }
+            if inside and inside <= finished and name not in self.settled:
+                self.settle(name, child)
+
+
 def observe(
     layer: nn.Module,
     stream: Stream,
     index: int,
     modules: Mapping[str, nn.Module],
     look: Callable[[str, Tensor], None],
+    replay: Replay,
 ) -> None:
     """Run all batches through ``layer`` only as far as all of ``modules`` have been seen.
 
     Experts that get no token of a batch are never seen, so their layers run to the end.
     """
     names = tuple(modules)
-    for hidden, calls in zip(stream.hidden, stream.calls, strict=True):
+    for number, hidden in enumerate(stream.hidden):
+        replay.batch = number
         with _watching(modules, look, names):
             try:
-                run_layer(layer, hidden, calls[index], stream.products)
+                run_layer(layer, hidden, stream.calls[number][index], stream.products)
             except _StopError:
                 continue
+
+
+def advance(layer: nn.Module, name: str, stream: Stream, index: int, replay: Replay) -> None:
+    """Replace the hidden states by the layer's outputs.
+
+    Raises:
+        NonFiniteError: a NaN or an infinity in them.
+    """
+    for number, hidden in enumerate(stream.hidden):
+        replay.batch = number
+        call = stream.calls[number][index]
+        stream.hidden[number] = run_layer(layer, hidden, call, stream.products)
+        check_finite(f"the output of {name}", stream.hidden[number])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ from evalq.quantize.awq import awq_weight, output_error, search_scales
 from evalq.quantize.capture import (
     Block,
     LayerCall,
+    Replay,
     Stream,
+    advance,
     observe,
-    run_layer,
     trace_layer,
 )
 from evalq.quantize.folds import Fold, apply_fold, find_folds
@@ -81,24 +82,26 @@ def quantize_decoder_layer(
     strengths: dict[str, float] = {}
     if job.method.folds:
         blocks = tuple(b for b in trace.blocks if wanted.intersection(b.names))
-        seen = _statistics(job, layer, name, blocks, stream, index)
+        seen = _statistics(job, layer, name, blocks, stream, index, Replay())
         small = stream.hidden[0][:1, :PROBE_TOKENS]
         folds = find_folds(layer, trace, small, probe, job.head_dim, job.seed)
         _note_unfolded(job, name, blocks, folds)
         _fold_scales(job, layer, folds, wanted, seen, strengths)
-    first = True
+    first, replay, finished = True, Replay(), set(modules) - wanted
     for stage in trace.stages:
         blocks = tuple(b for b in stage if wanted.intersection(b.names))
         # Later blocks read what quantized ones gave: their statistics are taken afresh. The first
         # block's inputs are those already seen.
         if blocks and job.method.compensates and not (first and seen):
-            seen.update(_statistics(job, layer, name, blocks, stream, index))
+            seen.update(_statistics(job, layer, name, blocks, stream, index, replay))
         for block in blocks:
             first = False
             parts = {n: modules[n] for n in block.names if n in wanted}
             finish_block(job, name, parts, seen[block.names[0]], strengths)
+            finished.update(parts)
+        replay.settle_finished(layer, finished)
     _keep_changed(job, layer, name, before, wanted)
-    _advance(layer, name, stream, index)
+    advance(layer, name, stream, index, replay)
 
 
 def _too_small(job: Job, name: str, modules: Mapping[str, nn.Module]) -> set[str]:
@@ -109,16 +112,14 @@ def _too_small(job: Job, name: str, modules: Mapping[str, nn.Module]) -> set[str
     return small
 
 
-def _advance(layer: nn.Module, name: str, stream: Stream, index: int) -> None:
-    for number, hidden in enumerate(stream.hidden):
-        stream.hidden[number] = run_layer(
-            layer, hidden, stream.calls[number][index], stream.products
-        )
-        check_finite(f"the output of {name}", stream.hidden[number])
-
-
 def _statistics(
-    job: Job, layer: nn.Module, name: str, blocks: tuple[Block, ...], stream: Stream, index: int
+    job: Job,
+    layer: nn.Module,
+    name: str,
+    blocks: tuple[Block, ...],
+    stream: Stream,
+    index: int,
+    replay: Replay,
 ) -> dict[str, InputStatistics]:
     """Statistics of the inputs of ``blocks``, for each layer in them by name."""
     found: dict[str, InputStatistics] = {}
@@ -129,7 +130,7 @@ def _statistics(
         weight = get_weight(module)
         found[lead] = InputStatistics.empty(weight.shape[1], weight.device)
         watched[lead] = module
-    observe(layer, stream, index, watched, lambda part, inputs: found[part].add(inputs))
+    observe(layer, stream, index, watched, lambda part, inputs: found[part].add(inputs), replay)
     for block in blocks:
         lead = block.names[0]
         statistics = found[lead]

@@ -170,6 +170,12 @@ def test_bad_recipes_are_refused_before_any_work(tmp_path, monkeypatch):
         make_artifact(loaded, scheme, "rtn", None, {}, 0, tmp_path / "out")
     with pytest.raises(PlanError, match="gptq"):
         make_artifact(loaded, W4, "gtpq", None, {}, 0, tmp_path / "out")
+    w3a8 = Scheme(WeightScheme(3, PerGroup(32)), activation_bits=8)
+    with pytest.raises(PlanError, match="activations of 8 bits"):
+        make_artifact(loaded, w3a8, "rtn", None, {}, 0, tmp_path / "out")
+    w3 = Scheme(WeightScheme(3, PerGroup(32)))
+    with pytest.raises(PlanError, match="4-bit"):
+        make_artifact(loaded, w3, "rtn", None, {}, 0, tmp_path / "out", format="awq")
     with pytest.raises(PlanError, match="format"):
         make_artifact(loaded, W4, "rtn", None, {}, 0, tmp_path / "out", format="gguf")
 

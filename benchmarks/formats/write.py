@@ -1,0 +1,62 @@
+"""Write a small parent and artifacts of it in every GPTQ and AWQ layout, with their logits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from evalq.artifacts.api import FORMATS
+from evalq.artifacts.write import Contents, StoredTypes, write_model
+from evalq.schema import PerGroup, WeightScheme
+from tests.artifacts.helpers import random_layers, tiny_tokenizer
+
+LAYOUTS = (
+    *(("gptq", bits, True) for bits in (2, 3, 4, 8)),
+    *(("gptq-v2", bits, False) for bits in (3, 4, 8)),
+    ("gptq-v2", 4, True),
+    ("awq", 4, True),
+    ("awq", 4, False),
+)
+TOKENS = torch.arange(1, 33)[None]
+
+
+def parent() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    return LlamaForCausalLM._from_config(config, dtype=torch.float16).eval()
+
+
+def main(out: Path) -> None:
+    for folder in ("parent", "ours", "theirs"):
+        (out / folder).mkdir(parents=True)
+    parent().save_pretrained(out / "parent")
+    tiny_tokenizer().save_pretrained(out / "parent")
+    for name, bits, symmetric in LAYOUTS:
+        module = parent()
+        layers = random_layers(module, WeightScheme(bits, PerGroup(32), symmetric), torch.float16)
+        directory = out / "ours" / f"{name}-w{bits}{'' if symmetric else '-asym'}"
+        directory.mkdir()
+        contents = Contents(module, tiny_tokenizer(), layers, {}, None, StoredTypes(torch.float16))
+        write_model(contents, FORMATS.get(name)(), directory)
+        module = module.float()
+        for layer, weight in layers.items():
+            module.get_submodule(layer).weight.data = weight.dequantize()
+        with torch.no_grad():
+            logits = module(TOKENS).logits
+        save_file({"logits": logits}, f"{directory}.logits")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
