@@ -98,8 +98,10 @@ def _check_directory(directory: RunDirectory, plan: Plan) -> None:
         raise StoreError(f"{path} is a file", hint="Choose another --out.")
     found = directory.read_info() if path.exists() else None
     if found is None:
-        strangers = {p.name for p in path.iterdir()} if path.exists() else set()
-        if strangers - {"run.lock", "journal.sqlite"}:
+        # A run that was killed at its start leaves a lock, the journal's files, half a run.json.
+        own = ("run.lock", "journal.sqlite", ".run.json.")
+        names = [p.name for p in path.iterdir()] if path.exists() else []
+        if not all(name.startswith(own) for name in names):
             raise StoreError(
                 f"{path} is not empty and holds no evalq run",
                 hint="Choose another --out, or empty it.",

@@ -117,6 +117,14 @@ def test_an_artifact_of_ones_own_is_measured_by_its_content(
     assert scores(second, "shipped") == scores(first, "rtn-w4-g32")
 
 
+def test_killed_before_anything_was_measured(plan_data: dict[str, Any]) -> None:
+    out = Path(plan_data["out"])
+    out.mkdir()
+    for left in ("run.lock", ".run.json.123.tmp"):
+        (out / left).write_text("")
+    assert (run(plan_data) / "items.parquet").exists()
+
+
 def test_what_is_refused(plan_data: dict[str, Any], tmp_path: Path) -> None:
     run(plan_data)
     with pytest.raises(StoreError, match="another plan's run"):
