@@ -186,7 +186,7 @@ def _measure(session: _Session) -> None:
     if plan.fidelity.enabled:
         write_table(session.directory.fidelity, FidelityRecord, session.fidelity)
     if plan.cost.enabled:
-        _with_costs(session, made, parent_hash, parent_source, rows)
+        _with_costs(session, made, parent_source)
     session.info["variants"] = rows
     session.info["status"] = "done"
     session.info["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -417,9 +417,7 @@ def _variant_row(made: _Made, model: LoadedModel) -> dict[str, Any]:
 def _with_costs(
     session: _Session,
     made: Sequence[_Made],
-    parent_hash: str,
     parent_source: Any,
-    rows: Sequence[dict[str, Any]],
 ) -> None:
     """Time all variants in turn, and store costs.parquet."""
     import psutil
