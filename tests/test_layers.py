@@ -15,7 +15,7 @@ PACKAGE = ROOT / "evalq"
 
 FLOORS = {
     **dict.fromkeys(("errors", "registry", "schema", "plan", "progress"), 0),
-    **dict.fromkeys(("stats", "kernels", "tasks", "store"), 1),
+    **dict.fromkeys(("stats", "kernels", "tasks", "store", "memory"), 1),
     **dict.fromkeys(("quantize", "artifacts", "models"), 2),
     **dict.fromkeys(
         ("texts", "evaluate", "fidelity", "cost", "compare", "gate", "audit", "frontier", "run"), 3
