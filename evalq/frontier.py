@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,28 +14,37 @@ from evalq.compare.pairs import Pairs, pair
 from evalq.compare.runs import Run
 from evalq.compare.slices import Comparison, SliceResult
 from evalq.errors import ComparisonError
+from evalq.memory import dollars_per_million
 from evalq.plan import RecommendPlan
 
 __all__ = [
     "AXES",
+    "LESS_IS_BETTER",
     "Axis",
     "Candidate",
     "Frontier",
+    "MeasuredAxis",
     "Point",
     "Recommendation",
     "VariantCost",
     "frontier",
+    "price_frontier",
     "recommend",
     "variant_costs",
 ]
 
-Axis = Literal["bytes", "decode", "prefill"]
+MeasuredAxis = Literal["bytes", "decode", "prefill"]
+Axis = Literal["bytes", "decode", "prefill", "price"]
 AXES: Mapping[Axis, str] = {
     "bytes": "bytes on disk",
     "decode": "decode tokens/s",
     "prefill": "prefill tokens/s",
+    "price": "$ per million generated tokens",
 }
 """Cost axes and what they are called."""
+
+LESS_IS_BETTER: frozenset[Axis] = frozenset({"bytes", "price"})
+"""Axes on which a smaller cost is the better one; on the others a higher speed is."""
 
 SAME_SIZE = 0.01
 """Variants whose bytes differ by less than this share count as equally large."""
@@ -46,7 +55,7 @@ class Point:
     """A variant on the plane of cost and quality.
 
     Args:
-        cost: in the axis' own unit: bytes, or tokens a second.
+        cost: in the axis' own unit: bytes, tokens a second, or dollars a million tokens.
         quality: accuracy over all scored items.
         on_frontier: no variant has both at least its quality and at most its cost, one strictly.
         probability: share of resamplings of the items in which it is on the frontier.
@@ -175,7 +184,7 @@ def variant_costs(run: Run) -> dict[str, VariantCost]:
     return out
 
 
-def _axis_costs(run: Run, axis: Axis) -> tuple[dict[str, float], dict[str, str]]:
+def _axis_costs(run: Run, axis: MeasuredAxis) -> tuple[dict[str, float], dict[str, str]]:
     """Costs on the axis' own scale, and why the others have none."""
     costs: dict[str, float] = {}
     left_out: dict[str, str] = {}
@@ -194,7 +203,7 @@ def _axis_costs(run: Run, axis: Axis) -> tuple[dict[str, float], dict[str, str]]
 
 def frontier(
     run: Run,
-    axis: Axis = "bytes",
+    axis: MeasuredAxis = "bytes",
     resamples: int = 2000,
     seed: int = 0,
     pairs: Mapping[str, Pairs] | None = None,
@@ -224,7 +233,7 @@ def frontier(
         return Frontier(axis, (), left_out, resamples, seed)
     scores = np.column_stack(list(columns.values()))
     cost = np.array(list(costs.values()))
-    penalty = cost if axis == "bytes" else 1 / cost
+    penalty = cost if axis in LESS_IS_BETTER else 1 / cost
     on = stats.pareto(penalty, scores.mean(axis=0))
     shared = clusters if len(np.unique(clusters)) < len(clusters) else None
     rng = np.random.default_rng(seed)
@@ -234,6 +243,25 @@ def frontier(
         for i, name in enumerate(columns)
     )
     return Frontier(axis, points, left_out, resamples, seed)
+
+
+def price_frontier(decode: Frontier, price_per_hour: float) -> Frontier:
+    """The frontier on the price of generated tokens, from the one on measured decode speed.
+
+    A price a token is the price an hour over the speed, so the order of the variants, and with it
+    the probabilities, are those of the speeds.
+
+    Args:
+        decode: on the decode axis.
+        price_per_hour: dollars an hour of the machine that was measured.
+
+    Raises:
+        PlanError: a price that is not above zero.
+    """
+    points = tuple(
+        replace(p, cost=dollars_per_million(price_per_hour, p.cost)) for p in decode.points
+    )
+    return replace(decode, axis="price", points=points)
 
 
 def _pp(value: float) -> str:

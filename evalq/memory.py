@@ -17,6 +17,7 @@ __all__ = [
     "cache_shape",
     "dollars_per_million",
     "kv_cache_bytes",
+    "shape_config",
     "users_that_fit",
 ]
 
@@ -124,6 +125,23 @@ def cache_shape(config: Mapping[str, Any]) -> CacheShape:
     full, windows, notes = _layers(text)
     longest = _first(text, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     return CacheShape(full, windows, _values(text), longest, notes)
+
+
+_KEYS = (
+    *("model_type", "num_hidden_layers", "n_layer", "n_layers", "num_layers", "layer_types"),
+    *("num_attention_heads", "n_head", "n_heads", "num_key_value_heads", "num_kv_heads"),
+    *("multi_query", "new_decoder_architecture", "multi_query_group_num", "head_dim"),
+    *("kv_channels", "hidden_size", "n_embd", "d_model", "kv_lora_rank", "qk_rope_head_dim"),
+    *("sliding_window", "use_sliding_window", "attention_chunk_size"),
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+)
+
+
+def shape_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that ``cache_shape`` reads, as JSON values."""
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, Mapping) else config
+    return {key: text[key] for key in _KEYS if text.get(key) is not None}
 
 
 def kv_cache_bytes(shape: CacheShape, context: int, bits: float = 16.0) -> int:

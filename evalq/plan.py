@@ -130,13 +130,19 @@ class ControlPlan(_Section):
 
 
 class CostPlan(_Section):
-    """What is timed: ``repeats`` interleaved measurements at one batch and length."""
+    """What is timed: ``repeats`` interleaved measurements at one batch and length.
+
+    Args:
+        price_per_hour: dollars an hour of the machine that is measured, for a price a token. It
+            changes nothing that is measured, so it is no part of the plan's hash.
+    """
 
     enabled: bool = True
     repeats: int = Field(3, ge=1)
     batch: int = Field(1, ge=1)
     prefill_tokens: int = Field(128, ge=1)
     decode_tokens: int = Field(32, ge=1)
+    price_per_hour: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class EnginePlan(_Section):
@@ -190,8 +196,9 @@ class Plan(_Section):
 
     @property
     def hash(self) -> str:
-        """Identity of what is measured. Where it is written to, and its name, do not count."""
-        return content_hash(self.model_dump(mode="json", exclude={"out", "name"}))
+        """Identity of what is measured; its name, where it is written to and prices do not count."""
+        left_out = {"out": True, "name": True, "cost": {"price_per_hour"}}
+        return content_hash(self.model_dump(mode="json", exclude=left_out))
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -16,6 +16,12 @@ def command(
     figures: Annotated[
         str, typer.Option(help="Figures to draw: frontier,heatmap,cliff,fidelity, or 'none'.")
     ] = "frontier,heatmap,cliff,fidelity",
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price-per-hour", min=0.0, help="Dollars an hour of the machine that was measured."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print report/summary.json instead of its path.")
     ] = False,
@@ -32,7 +38,7 @@ def command(
     for name in asked:
         if name not in FIGURES:
             raise PlanError(f"unknown figure {name!r}", hint=nearest(name, FIGURES))
-    path = render(run, tuple(f for f in FIGURES if f in asked))
+    path = render(run, tuple(f for f in FIGURES if f in asked), price)
     if as_json:
         summary = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
         typer.echo(json.dumps(summary, indent=2))

@@ -62,6 +62,10 @@ def command(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price-per-hour", help="Dollars an hour of this machine, for $ a token."),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -87,6 +91,7 @@ def command(
         "engine.dtype": dtype,
         "engine.threads": threads,
         "seed": seed,
+        "cost.price_per_hour": price,
     }
     resolved = resolve_plan(_merged(plan, flags), str(plan) if plan else "command line")
     typed = shlex.join(["evalq", *sys.argv[1:]])
@@ -95,7 +100,7 @@ def command(
         from evalq.report.render import render
 
         progress.note("rendering the report")
-        index = render(path)
+        index = render(path, price_per_hour=resolved.cost.price_per_hour)
     if json_output:
         typer.echo((path / "report" / "summary.json").read_text(encoding="utf-8"), nl=False)
         return

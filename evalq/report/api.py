@@ -12,8 +12,9 @@ import pandas as pd
 from evalq.compare import Comparison, Run, compare, load_run
 from evalq.report.figures import Figure, draw
 from evalq.report.flips import flips_of, with_texts
-from evalq.report.frames import ReportData, collect, tables
+from evalq.report.frames import ReportData, collect
 from evalq.report.summary import summary
+from evalq.report.tables import tables
 from evalq.report.words import headline
 
 __all__ = ["OpenRun", "open_run"]

@@ -97,12 +97,12 @@ def kl_chart(data: ReportData, width: float) -> Markup:
 
 def cliff_panels(data: ReportData) -> list[dict[str, Any]]:
     """One small chart a leaf slice: loss by bits, a line a method, all on one scale."""
-    by_method: dict[str, list[tuple[int, Comparison]]] = {}
+    by_method: dict[str, list[tuple[float, Comparison]]] = {}
     for comparison in data.others:
         entry = data.run.variant_info(comparison.variant)
         if entry.get("bits"):
             name = str(entry.get("method") or entry.get("kind"))
-            by_method.setdefault(name, []).append((int(entry["bits"]), comparison))
+            by_method.setdefault(name, []).append((float(entry["bits"]), comparison))
     bits = sorted({b for found in by_method.values() for b, _ in found}, reverse=True)
     if not bits:
         return []
@@ -118,8 +118,8 @@ def cliff_panels(data: ReportData) -> list[dict[str, Any]]:
 def _cliff(
     data: ReportData,
     name: str,
-    by_method: dict[str, list[tuple[int, Comparison]]],
-    bits: Sequence[int],
+    by_method: dict[str, list[tuple[float, Comparison]]],
+    bits: Sequence[float],
     domain: tuple[float, float],
 ) -> Markup:
     width, height = 210.0, 132.0
@@ -135,7 +135,7 @@ def _cliff(
         label = f"{100 * tick:+g}".replace("-", "−") if tick else "0"
         body.append(text(left - 6, down + 3.5, label, "tick", text_anchor="end"))
     for b in bits:
-        body.append(text(at[b], height - 6, f"{b}", "tick", text_anchor="middle"))
+        body.append(text(at[b], height - 6, f"{b:g}", "tick", text_anchor="middle"))
     for number, found in enumerate(by_method.values()):
         shift = 5.0 * (number - (len(by_method) - 1) / 2)
         found = sorted(found, key=lambda f: -f[0])

@@ -154,12 +154,12 @@ def _heatmap(data: ReportData) -> Drawing | None:
 def _cliff(data: ReportData) -> Drawing | None:
     from matplotlib.figure import Figure as Drawing
 
-    by_method: dict[str, list[tuple[int, Any]]] = {}
+    by_method: dict[str, list[tuple[float, Any]]] = {}
     for comparison in data.others:
         entry = data.run.variant_info(comparison.variant)
         if entry.get("bits"):
             method = str(entry.get("method") or entry.get("kind"))
-            by_method.setdefault(method, []).append((int(entry["bits"]), comparison))
+            by_method.setdefault(method, []).append((float(entry["bits"]), comparison))
     parent = data.comparisons.get(data.run.parent)
     if not by_method or parent is None or not parent.leaves:
         return None
@@ -187,7 +187,7 @@ def _cliff(data: ReportData) -> Drawing | None:
                 zorder=2,
             )
         ax.set_title(_name(name), fontsize=8, loc="left")
-        ax.set_xticks(range(len(bits)), [str(b) for b in bits])
+        ax.set_xticks(range(len(bits)), [f"{b:g}" for b in bits])
         ax.grid(axis="y")
     drawing.supxlabel("bits", fontsize=9)
     drawing.supylabel("change, accuracy points", fontsize=9)

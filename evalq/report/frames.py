@@ -1,12 +1,10 @@
-"""All that a report shows, computed once from a run, and its tables as pandas frames."""
+"""All that a report shows, computed once from a run."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-
-import pandas as pd
+from dataclasses import dataclass
 
 from evalq.compare import (
     Comparison,
@@ -15,21 +13,21 @@ from evalq.compare import (
     SliceResult,
     compare,
     fidelity_result,
-    kl_by_slice,
 )
 from evalq.frontier import (
-    AXES,
     Axis,
     Frontier,
+    MeasuredAxis,
     Recommendation,
     VariantCost,
     frontier,
+    price_frontier,
     recommend,
     variant_costs,
 )
 from evalq.report.palette import Tier, tier_of
 
-__all__ = ["ReportData", "Unevenness", "collect", "tables"]
+__all__ = ["ReportData", "Unevenness", "collect"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class ReportData:
         frontiers: by axis.
         uneven: of the 4-bit variants, least overall loss first.
         warnings: run.json's, and those found here.
+        price_per_hour: dollars an hour of the machine that was measured, where one was given.
     """
 
     run: Run
@@ -73,6 +72,7 @@ class ReportData:
     costs: Mapping[str, VariantCost]
     uneven: tuple[Unevenness, ...]
     warnings: tuple[str, ...]
+    price_per_hour: float | None = None
 
     def tier(self, variant: str) -> Tier:
         """The tier of a variant."""
@@ -134,13 +134,25 @@ def _warnings(run: Run, comparisons: Mapping[str, Comparison]) -> tuple[str, ...
     return tuple(out)
 
 
-def collect(run: Run, resamples: int = 2000) -> ReportData:
+def _price(run: Run, given: float | None) -> float | None:
+    stored = run.info.get("plan", {}).get("cost", {}).get("price_per_hour")
+    return given if given is not None else None if stored is None else float(stored)
+
+
+def collect(run: Run, resamples: int = 2000, price_per_hour: float | None = None) -> ReportData:
     """Compute everything a report of ``run`` shows.
 
     A variant of an unfinished run that lacks item records is left out, and a warning says so.
 
+    Args:
+        run: the run.
+        resamples: for the probability of being on the frontier.
+        price_per_hour: dollars an hour of the machine that was measured; the plan's own if
+            ``None``.
+
     Raises:
         ComparisonError: variants that were not asked the same items.
+        PlanError: a price that is not above zero.
     """
     measured = run.measured if run.parent in run.measured else ()
     absent = [v for v in run.variants if v not in measured]
@@ -160,140 +172,22 @@ def collect(run: Run, resamples: int = 2000) -> ReportData:
         warnings.append(f"no item records of: {', '.join(absent)}")
     if not run.finished:
         warnings.insert(0, "the run is not finished: the numbers are of what was done so far")
+    measured_axes: tuple[MeasuredAxis, ...] = ("bytes", "decode", "prefill")
+    frontiers: dict[Axis, Frontier] = {
+        axis: frontier(run, axis, resamples, pairs=pairs) for axis in measured_axes
+    }
+    price = _price(run, price_per_hour)
+    if price is not None:
+        frontiers["price"] = price_frontier(frontiers["decode"], price)
     return ReportData(
         run=run,
         comparisons=comparisons,
         fidelity=fidelity,
         control=fidelity_result(run, run.control),
-        frontiers={axis: frontier(run, axis, resamples, pairs=pairs) for axis in AXES},
+        frontiers=frontiers,
         recommendation=recommend(run, others),
         costs=variant_costs(run),
         uneven=tuple(uneven),
         warnings=tuple(warnings),
+        price_per_hour=price,
     )
-
-
-def _ends(prefix: str, ci: tuple[float, float] | None) -> dict[str, float | None]:
-    return {
-        f"{prefix}_low": None if ci is None else ci[0],
-        f"{prefix}_high": None if ci is None else ci[1],
-    }
-
-
-def _slice_row(variant: str, result: SliceResult) -> dict[str, object]:
-    return {
-        "variant": variant,
-        "slice": result.slice,
-        "leaf": result.leaf,
-        "items": result.items,
-        "clusters": result.clusters,
-        "accuracy": result.accuracy,
-        "parent_accuracy": result.parent_accuracy,
-        "delta": result.delta,
-        **_ends("ci", result.ci),
-        "lost": result.lost,
-        "gained": result.gained,
-        "p_worse": result.p_worse,
-        "p_holm": result.p_holm,
-        "p_two_sided_midp": result.p_two_sided_midp,
-        "confidence": result.confidence,
-        "method": result.method,
-        "warnings": "; ".join(result.warnings),
-    }
-
-
-def _variant_row(data: ReportData, name: str) -> dict[str, object]:
-    entry = data.run.variant_info(name)
-    cost = data.costs[name]
-    parent_bytes = data.costs[data.run.parent].bytes
-    comparison = data.comparisons.get(name)
-    overall = comparison.overall if comparison else None
-    point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
-    candidate = next((c for c in data.recommendation.candidates if c.variant == name), None)
-    fidelity = data.fidelity.get(name)
-    return {
-        "variant": name,
-        "tier": data.tier(name).name,
-        "method": entry.get("method") or "",
-        "scheme": entry.get("scheme") or "",
-        "bits": entry.get("bits"),
-        "group_size": entry.get("group_size"),
-        "bits_per_weight": cost.bits_per_weight,
-        "bytes": cost.bytes,
-        "saving": 1 - cost.bytes / parent_bytes if cost.bytes and parent_bytes else None,
-        "accuracy": overall.accuracy if overall else None,
-        "delta": overall.delta if overall else None,
-        **_ends("ci", overall.ci if overall else None),
-        "lost": overall.lost if overall else None,
-        "gained": overall.gained if overall else None,
-        "p_worse": overall.p_worse if overall else None,
-        "kl_mean": fidelity.kl_mean if fidelity else None,
-        "on_frontier": point.on_frontier if point else None,
-        "frontier_probability": point.probability if point else None,
-        "qualifies": candidate.qualifies if candidate else None,
-        "reasons": "; ".join(candidate.reasons) if candidate else "",
-    }
-
-
-def _fidelity_row(result: FidelityResult) -> dict[str, object]:
-    return {
-        "variant": result.variant,
-        "tokens": result.tokens,
-        "documents": result.documents,
-        "kl_mean": result.kl_mean,
-        **_ends("kl_ci", result.kl_ci),
-        "kl_median": result.kl_median,
-        "kl_p95": result.kl_p95,
-        "kl_p99": result.kl_p99,
-        "kl_max": result.kl_max,
-        "top1_agreement": result.top1_agreement,
-        **_ends("top1_ci", result.top1_ci),
-        "ppl_ratio": result.ppl_ratio,
-        **_ends("ppl_ratio_ci", result.ppl_ratio_ci),
-        "confidence": result.confidence,
-    }
-
-
-def tables(data: ReportData) -> dict[str, pd.DataFrame]:
-    """The tables of a report by file name: variants, slices, perplexity, frontier, fidelity…"""
-    slices, perplexity, points = [], [], []
-    for name, comparison in data.comparisons.items():
-        results = [comparison.overall] if comparison.overall else []
-        slices += [_slice_row(name, r) for r in [*results, *comparison.slices.values()]]
-        for p in comparison.perplexity.values():
-            perplexity.append(
-                {
-                    "variant": name,
-                    "slice": p.slice,
-                    "items": p.items,
-                    "clusters": p.clusters,
-                    "units": p.units,
-                    "ratio": p.ratio,
-                    **_ends("ci", p.ci),
-                    "warnings": "; ".join(p.warnings),
-                }
-            )
-    for axis, found in data.frontiers.items():
-        for point in found.points:
-            points.append(
-                {
-                    "axis": axis,
-                    "variant": point.variant,
-                    "cost": point.cost,
-                    "quality": point.quality,
-                    "on_frontier": point.on_frontier,
-                    "probability": point.probability,
-                }
-            )
-    every = [*([data.control] if data.control else []), *data.fidelity.values()]
-    out = {
-        "variants": pd.DataFrame([_variant_row(data, v) for v in data.run.variants]),
-        "slices": pd.DataFrame(slices),
-        "perplexity": pd.DataFrame(perplexity),
-        "frontier": pd.DataFrame(points),
-        "fidelity": pd.DataFrame([_fidelity_row(f) for f in every]),
-        "costs": pd.DataFrame([asdict(c) for c in data.costs.values()]),
-    }
-    if len(data.run.fidelity):
-        out["kl_by_slice"] = kl_by_slice(data.run).reset_index()
-    return {name: frame for name, frame in out.items() if len(frame)}

@@ -25,7 +25,6 @@ from evalq.report.rows import (
     WIDE,
     artifacts,
     cards,
-    cost_rows,
     facts,
     fidelity_rows,
     frontiers,
@@ -35,6 +34,7 @@ from evalq.report.rows import (
     perplexity_rows,
     variant_rows,
 )
+from evalq.report.serving import capacity_rows, cost_rows, mixed_rows, price_note
 from evalq.report.text import visible
 from evalq.report.words import banners, headline, limits, unevenness_text
 
@@ -102,6 +102,9 @@ def page(data: ReportData, pack: FlipPack) -> str:
         kl_table=kl_table(data),
         fidelity=fidelity_rows(data),
         costs=cost_rows(data),
+        price_note=visible(price_note(data)),
+        room=capacity_rows(data),
+        mixed=mixed_rows(data, WIDE[0], NARROW[0]),
         dequantized=len(data.dequantized),
         flips=pack,
         flips_meta=json_block(pack.meta),

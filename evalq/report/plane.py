@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evalq.frontier import AXES, Axis, Point
+from evalq.frontier import AXES, LESS_IS_BETTER, Axis, Point
 from evalq.report.charts import shape
 from evalq.report.frames import ReportData
 from evalq.report.svg import Scale, element, linear, mark, root, text
-from evalq.report.text import bytes_text, interval_text, pp, short, visible
+from evalq.report.text import bytes_text, dollars_text, interval_text, pp, short, visible
 
 __all__ = ["cost_text", "frontier_chart", "near_points"]
 
@@ -23,7 +23,9 @@ NEAR = 0.1
 
 def cost_text(axis: Axis, cost: float) -> str:
     """A cost with its unit."""
-    return bytes_text(cost) if axis == "bytes" else f"{cost:,.0f} tokens/s"
+    if axis == "bytes":
+        return bytes_text(cost)
+    return f"{dollars_text(cost)} / M tokens" if axis == "price" else f"{cost:,.0f} tokens/s"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class _Plane:
     @property
     def data(self) -> str:
         """What the script needs to zoom."""
-        content = {"x": self.costs, "y": self.qualities, "box": self.box, "axis": self.axis}
+        content: dict[str, object] = {"x": self.costs, "y": self.qualities, "box": self.box}
+        content["less"] = self.axis in LESS_IS_BETTER
         return json.dumps(content)
 
 
@@ -199,7 +202,7 @@ def _steps(on: Sequence[Point], plane: _Plane) -> Markup:
         at, down = plane.spot(point)
         if i == 0:
             path = f"M{at:.1f},{down:.1f}"
-        elif plane.axis == "bytes":
+        elif plane.axis in LESS_IS_BETTER:
             path += f" H{at:.1f} V{down:.1f}"
         else:
             path += f" V{down:.1f} H{at:.1f}"
@@ -241,7 +244,8 @@ def frontier_chart(
         _steps(on, plane),
         *(_point(data, p, plane) for p in sorted(points, key=lambda p: p.on_frontier)),
     ]
-    first = sorted(on, key=lambda p: p.variant != data.recommendation.variant)
+    named = [p for p in points if p.on_frontier or p.variant == data.run.parent]
+    first = sorted(named, key=lambda p: p.variant != data.recommendation.variant)
     order = data.run.variants.index
     spots = [(*plane.spot(p), short(p.variant, 24), order(p.variant)) for p in first]
     body += _place_labels(spots, (size[0], bottom))

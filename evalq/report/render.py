@@ -12,9 +12,10 @@ from evalq.compare import load_run
 from evalq.report.exports import write_exports
 from evalq.report.figures import FIGURES, Figure, save_figures
 from evalq.report.flips import flips_of, pack_flips, with_texts
-from evalq.report.frames import collect, tables
+from evalq.report.frames import collect
 from evalq.report.html import page
 from evalq.report.summary import markdown, summary
+from evalq.report.tables import tables
 from evalq.report.text import csv_safe
 from evalq.store.files import RunDirectory, atomic_write
 
@@ -49,7 +50,9 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
     _write(path, csv_text(frame))
 
 
-def render(run: Path, figures: Sequence[Figure] = FIGURES) -> Path:
+def render(
+    run: Path, figures: Sequence[Figure] = FIGURES, price_per_hour: float | None = None
+) -> Path:
     """Render a run directory and return the path of ``report/index.html``.
 
     Beside it are ``summary.json``, ``summary.md``, ``tables/*.csv``, ``tables/flips.parquet``,
@@ -59,13 +62,15 @@ def render(run: Path, figures: Sequence[Figure] = FIGURES) -> Path:
     Args:
         run: a run directory, finished or not.
         figures: which figures to draw.
+        price_per_hour: dollars an hour of the machine that was measured; the plan's own if
+            ``None``.
 
     Raises:
         StoreError: no run directory, or the disk is full or cannot be written.
         ComparisonError: variants that were not asked the same items.
     """
     opened = load_run(run)
-    data = collect(opened)
+    data = collect(opened, price_per_hour=price_per_hour)
     out = RunDirectory(opened.path).report
     flips = flips_of(data.comparisons, opened.parent)
     for name, frame in tables(data).items():

@@ -12,12 +12,18 @@ from evalq.frontier import AXES
 from evalq.report.flips import FlipPack
 from evalq.report.frames import ReportData
 from evalq.report.plane import cost_text, frontier_chart, near_points
-from evalq.report.text import bytes_text, clip, interval_text, p_text, pp, speed_text, visible
+from evalq.report.text import (
+    bytes_text,
+    clip,
+    interval_text,
+    p_text,
+    pp,
+    visible,
+)
 
 __all__ = [
     "artifacts",
     "cards",
-    "cost_rows",
     "facts",
     "fidelity_rows",
     "frontiers",
@@ -108,9 +114,8 @@ def variant_rows(data: ReportData) -> list[dict[str, Any]]:
                 "ci": interval_text(overall.ci) if overall and not is_parent else "",
                 "flips": f"{overall.lost} / {overall.gained}" if overall and not is_parent else "–",
                 "p": p_text(overall.p_worse) if overall and not is_parent else "–",
-                "worst": f"{visible(worst.slice)} {pp(worst.delta)}"
-                if worst and not is_parent
-                else "–",
+                "worst": visible(worst.slice) if worst and not is_parent else "–",
+                "worst_delta": pp(worst.delta) if worst and not is_parent else "",
                 "kl": f"{fidelity.kl_mean:.2g}" if fidelity else "–",
                 "frontier": f"{point.probability:.2f}" if point else "–",
                 "on": bool(point and point.on_frontier),
@@ -140,26 +145,6 @@ def fidelity_rows(data: ReportData) -> list[dict[str, Any]]:
         }
         for f in every
     ]
-
-
-def cost_rows(data: ReportData) -> list[dict[str, Any]]:
-    """The table of costs."""
-    out = []
-    for name in data.run.variants:
-        cost = data.costs[name]
-        out.append(
-            {
-                "name": visible(name),
-                "tier": data.tier(name).key,
-                "bytes": bytes_text(cost.bytes),
-                "memory": bytes_text(cost.peak_memory_bytes),
-                "execution": visible(str(cost.execution)) or "–",
-                "own": cost.execution != "dequantized",
-                "prefill": speed_text(cost.prefill),
-                "decode": speed_text(cost.decode),
-            }
-        )
-    return out
 
 
 def frontiers(data: ReportData) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ __all__ = [
     "bytes_text",
     "clip",
     "csv_safe",
+    "dollars_text",
     "interval_text",
     "markdown_safe",
     "p_text",
@@ -134,6 +135,15 @@ def bytes_text(value: float | None) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def dollars_text(value: float) -> str:
+    """A price.
+
+    >>> dollars_text(12.345), dollars_text(0.01234)
+    ('$12.3', '$0.0123')
+    """
+    return f"${value:,.0f}" if value >= 100 else f"${value:.3g}"
 
 
 def speed_text(value: float | None) -> str:

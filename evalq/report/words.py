@@ -24,11 +24,13 @@ def headline(data: ReportData) -> str:
     where = ""
     if worst is not None:
         where = f"; its worst slice is {worst.slice} with {pp(worst.delta)}"
-    verb = "a change of" if overall.delta >= 0 else "a loss of"
-    change = pp(overall.delta) if overall.delta >= 0 else pp(-overall.delta, sign=False)
+    loss = (
+        "no loss measured" if overall.delta >= 0 else f"a loss of {pp(-overall.delta, sign=False)}"
+    )
+    change = f"{pp(overall.delta)}, " if overall.delta >= 0 else ""
     return (
-        f"Ship {name}: {100 * data.recommendation.saving:.0f} % smaller than the parent ({size}), "
-        f"at {verb} {change} ({level} interval of the change {interval_text(overall.ci)}){where}."
+        f"Ship {name} ({size}): {100 * data.recommendation.saving:.0f} % smaller than the parent, "
+        f"at {loss} ({change}{level} interval of the change {interval_text(overall.ci)}){where}."
     )
 
 

@@ -21,6 +21,7 @@ from evalq.cost import Candidate, measure_costs
 from evalq.errors import PlanError, StoreError
 from evalq.evaluate import evaluate
 from evalq.fidelity import ParentPass, Window, compare_to_parent, cut_windows, run_parent
+from evalq.memory import shape_config
 from evalq.plan import EnginePlan, Plan, VariantPlan
 from evalq.progress import NullProgress, Progress
 from evalq.run.info import git_commit, machine, packages
@@ -28,6 +29,7 @@ from evalq.run.make import calibration_for, check_methods, make_variant, open_va
 from evalq.run.resolve import resolve_variants
 from evalq.schema import CostRecord, FidelityRecord, ItemRecord, content_hash
 from evalq.store import Journal, RunDirectory, read_table, write_table
+from evalq.store.layers import layer_record
 
 if TYPE_CHECKING:
     from evalq.artifacts.base import Artifact
@@ -218,6 +220,7 @@ def _parent_info(parent: LoadedModel) -> dict[str, Any]:
         "dtype": source.dtype,
         "gridded": source.gridded,
         "demonstration": source.demonstration,
+        "config": shape_config(parent.module.config.to_dict()),
     }
 
 
@@ -411,6 +414,7 @@ def _variant_row(made: _Made, model: LoadedModel) -> dict[str, Any]:
         "calibration": manifest.get("calibration"),
         "warnings": [*manifest.get("warnings", []), *model.source.notes],
         "quantize_seconds": manifest.get("seconds", 0.0),
+        **layer_record(manifest),
     }
 
 

@@ -105,7 +105,7 @@
       if (steps) {
         const on = points.filter((p) => p.node.dataset.on).sort((a, b) => a.x - b.x).map((p) => px(view, p.x, p.y));
         const far = (v) => Math.max(-1e5, Math.min(1e5, v)).toFixed(1);
-        steps.setAttribute("d", on.map(([x, y], i) => i === 0 ? `M${far(x)},${far(y)}` : plane.axis === "bytes" ? `H${far(x)}V${far(y)}` : `V${far(y)}H${far(x)}`).join(""));
+        steps.setAttribute("d", on.map(([x, y], i) => i === 0 ? `M${far(x)},${far(y)}` : plane.less ? `H${far(x)}V${far(y)}` : `V${far(y)}H${far(x)}`).join(""));
       }
       reset.disabled = view.x[0] === plane.x[0] && view.x[1] === plane.x[1] && view.y[0] === plane.y[0] && view.y[1] === plane.y[1];
     };
