@@ -196,7 +196,7 @@ class Plan(_Section):
 
     @property
     def hash(self) -> str:
-        """Identity of what is measured; its name, where it is written to and prices do not count."""
+        """Identity of what is measured; its name, where it goes and prices do not count."""
         left_out = {"out": True, "name": True, "cost": {"price_per_hour"}}
         return content_hash(self.model_dump(mode="json", exclude=left_out))
 
