@@ -71,7 +71,10 @@ def test_the_parent_is_timed_in_every_group(budget: int, groups: list[list[str]]
     loaded: list[str] = []
     parent = candidate("parent", 100, loaded)
     others = [candidate(n, 100, loaded) for n in "abc"]
-    records = measure_costs(parent, others, PLAN, budget)
+    costs = measure_costs(parent, others, PLAN, budget)
+    records = costs.records
+    assert set(costs.loops) == {"parent", "a", "b", "c"}
+    assert all(entry["why"] for entry in costs.loops.values())
     assert loaded == [name for group in groups for name in group]
     by_repeat: dict[int, list[str]] = {}
     for record in records:

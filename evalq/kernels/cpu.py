@@ -18,7 +18,14 @@ from evalq.kernels.bitpack import pack_rows
 from evalq.kernels.packing import QuantizedWeight, group_count, group_size
 from evalq.schema import PerGroup, WeightScheme
 
-__all__ = ["DECODE_ROWS", "NATIVE", "REFERENCE", "NativeKernel", "ReferenceKernel"]
+__all__ = [
+    "DECODE_ROWS",
+    "NATIVE",
+    "REFERENCE",
+    "NativeKernel",
+    "ReferenceKernel",
+    "stored_bits",
+]
 
 DECODE_ROWS = 24
 """Above so many rows, dequantizing once is faster than reading codes (benchmarks/RESULTS.md)."""
@@ -28,7 +35,8 @@ _PANEL_BYTES = 1 << 19
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
-def _stored_bits(bits: int) -> int:
+def stored_bits(bits: int) -> int:
+    """Bits that a code of ``bits`` bits is kept in: 2, 4 or 8."""
     return 2 if bits == 2 else 4 if bits <= 4 else 8
 
 
@@ -53,7 +61,7 @@ class NativeKernel:
             return "takes float32 and bfloat16 activations only"
         if activation_bits not in (None, 8):
             return "rounds activations to 8 bits only"
-        per = 32 // _stored_bits(scheme.bits)
+        per = 32 // stored_bits(scheme.bits)
         size = group_size(scheme, shape[1])
         if isinstance(scheme.granularity, PerGroup) and size < shape[1] and size % per:
             return f"needs groups of a multiple of {per} columns at {scheme.bits} bits"
@@ -77,7 +85,7 @@ class NativeKernel:
         activations of 0.
         """
         out, columns = weight.shape
-        bits = _stored_bits(weight.scheme.bits)
+        bits = stored_bits(weight.scheme.bits)
         padded = -(-out // _LANES) * _LANES
         words = pack_rows(weight.codes.to("cpu"), bits)
         words = torch.nn.functional.pad(words, (0, 0, 0, padded - out))
@@ -137,7 +145,7 @@ class NativeKernel:
     @staticmethod
     def _arguments(packed: PackedWeight) -> tuple[int | float | None, ...]:
         words, scales, *zeros = packed.tensors
-        bits = _stored_bits(packed.scheme.bits)
+        bits = stored_bits(packed.scheme.bits)
         columns = packed.shape[1]
         groups = group_count(packed.scheme, columns)
         width = words.shape[1]

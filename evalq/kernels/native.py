@@ -20,9 +20,11 @@ from typing import Any
 
 from evalq.errors import KernelError
 
-__all__ = ["SOURCE", "library", "why_not"]
+__all__ = ["SOURCES", "library", "why_not"]
 
-SOURCE = Path(__file__).parent / "csrc" / "lowbit.c"
+_FOLDER = Path(__file__).parent / "csrc"
+SOURCES = tuple(_FOLDER / name for name in ("lowbit.c", "decode.c"))
+_HEADERS = (_FOLDER / "lowbit.h",)
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 _HINT = "Install a C compiler with OpenMP (gcc or clang), or set CC to one."
 
@@ -49,7 +51,7 @@ def _cpu() -> str:
 def _build(compiler: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / target.name
-        command = [compiler, *_FLAGS, str(SOURCE), "-o", str(made)]
+        command = [compiler, *_FLAGS, *map(str, SOURCES), "-lm", "-o", str(made)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -69,7 +71,8 @@ def _load() -> ctypes.CDLL | KernelError:
         return KernelError("the compiled CPU kernels are written for POSIX systems")
     if compiler is None:
         return KernelError("no C compiler was found", hint=_HINT)
-    identity = "\0".join((SOURCE.read_text(encoding="utf-8"), *_FLAGS, compiler, _cpu()))
+    texts = [path.read_text(encoding="utf-8") for path in (*_HEADERS, *SOURCES)]
+    identity = "\0".join((*texts, *_FLAGS, compiler, _cpu()))
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     try:
         target = _cache() / f"lowbit-{name}.so"
@@ -89,6 +92,8 @@ def _load() -> ctypes.CDLL | KernelError:
     loaded.evalq_multiply.restype = integer
     loaded.evalq_dequantize.argtypes = [pointer, integer, number, number, number, *weight]
     loaded.evalq_dequantize.restype = integer
+    loaded.evalq_step.argtypes = [pointer] * 3 + [number, pointer, integer]
+    loaded.evalq_step.restype = integer
     return loaded
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,10 +22,18 @@ from evalq.errors import ArtifactError, EvalqError, MissingDependencyError, Pare
 from evalq.models.activations import quantize_inputs
 from evalq.models.base import LoadedModel, ModelSource, SourceKind
 from evalq.models.gguf import load_gguf
+from evalq.models.packed import pack_layers, placeholder
 from evalq.models.quiet import quiet
 from evalq.plan import EnginePlan
 
-__all__ = ["BUILTIN", "SMOLLM2", "load_artifact", "load_parent", "resolve_device"]
+__all__ = [
+    "BUILTIN",
+    "SMOLLM2",
+    "load_artifact",
+    "load_parent",
+    "resolve_device",
+    "timed_dtype",
+]
 
 BUILTIN = "builtin"
 SMOLLM2 = "smollm2"
@@ -80,19 +88,22 @@ def load_parent(spec: str, engine: EnginePlan) -> LoadedModel:
     return _load_directory(_fetch(spec), engine, "hub", spec)
 
 
-def load_artifact(path: Path, engine: EnginePlan) -> LoadedModel:
-    """Load a quantized model from its files, dequantized into dense layers.
+def load_artifact(path: Path, engine: EnginePlan, packed: bool = False) -> LoadedModel:
+    """Load a quantized model from its files, dequantized into dense layers or as it is stored.
 
-    The values are those of the artifact's codes and scales, rounded once to the dtype that is
-    computed in. Layers that the artifact says take 8-bit inputs have them rounded at run time.
+    Dequantized, the values are those of the artifact's codes and scales, rounded once to the dtype
+    that is computed in. Layers that the artifact says take 8-bit inputs have them rounded at run
+    time.
 
     Args:
         path: an artifact directory of any format that ``evalq.artifacts.read`` reads.
         engine: device, dtype and whether remote code may run.
+        packed: keep codes and scales, and multiply by the low-bit kernels of this device.
 
     Raises:
         ArtifactError: a directory that breaks its own format, or whose tensors do not make up the
             model of its ``config.json``.
+        KernelError: ``packed``, and a layer that no kernel runs here.
     """
     path = Path(path)
     stored = read(path)
@@ -100,9 +111,11 @@ def load_artifact(path: Path, engine: EnginePlan) -> LoadedModel:
     device = resolve_device(engine)
     own = _stored_dtype(path)
     dtype = _dtype(engine, device, own)
+    packed = packed and stored.format != "dense"
     state = dict(stored.dense)
     for name, weight in stored.layers.items():
-        state[f"{name}.weight"] = weight.dequantize(dtype)
+        plain = placeholder(weight.shape, dtype) if packed else weight.dequantize(dtype)
+        state[f"{name}.weight"] = plain
     with _reported(ArtifactError, path, engine):
         config = AutoConfig.from_pretrained(
             path, trust_remote_code=engine.trust_remote_code, local_files_only=True
@@ -114,10 +127,13 @@ def load_artifact(path: Path, engine: EnginePlan) -> LoadedModel:
         module = _build(None, engine, dtype, ArtifactError, str(path), config=config, state=state)
         tokenizer = _tokenizer(path, engine)
     del state
-    module = _placed(module, device)
     notes = list(stored.notes)
-    if stored.activation_bits:
+    execution = "dense" if stored.format == "dense" else "dequantized"
+    if packed:
+        execution = pack_layers(module, stored, device, dtype)
+    elif stored.activation_bits:
         notes.append(quantize_inputs(module, stored.activation_bits))
+    module = _placed(module, device)
     source = ModelSource(
         path=path,
         kind="artifact",
@@ -128,7 +144,6 @@ def load_artifact(path: Path, engine: EnginePlan) -> LoadedModel:
         dtype=str(own).removeprefix("torch."),
         gridded=stored.format != "dense",
     )
-    execution = "dense" if stored.format == "dense" else "dequantized"
     return LoadedModel(
         path.name, hash_directory(path), module, tokenizer, device, dtype, execution, source
     )
@@ -152,6 +167,23 @@ def resolve_device(engine: EnginePlan) -> torch.device:
             hint="Use cpu, or cuda on a machine with a GPU and a CUDA build of torch.",
         ) from None
     return device
+
+
+def timed_dtype(engine: EnginePlan, stored: str) -> Literal["float32", "bfloat16", "float16"]:
+    """What costs are measured in: the precision that the parent is shipped in, where it runs fast.
+
+    On a CPU a 16-bit parent runs in bfloat16 if the CPU multiplies that, else in float32.
+
+    Args:
+        engine: names the device.
+        stored: dtype of the parent's files (``ModelSource.dtype``).
+    """
+    if stored not in ("bfloat16", "float16"):
+        return "float32"
+    if resolve_device(engine).type == "cuda":
+        return "float16" if stored == "float16" else "bfloat16"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
 
 
 def _builtin() -> Path:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evalq.cost import Candidate, measure_costs
 from evalq.errors import PlanError, StoreError
 from evalq.evaluate import evaluate
 from evalq.fidelity import ParentPass, Window, compare_to_parent, cut_windows, run_parent
@@ -27,7 +26,8 @@ from evalq.progress import NullProgress, Progress
 from evalq.run.info import git_commit, machine, packages
 from evalq.run.make import calibration_for, check_methods, make_variant, open_variant
 from evalq.run.resolve import resolve_variants
-from evalq.schema import CostRecord, FidelityRecord, ItemRecord, content_hash
+from evalq.run.timing import PARENT, time_variants
+from evalq.schema import FidelityRecord, ItemRecord, content_hash
 from evalq.store import Journal, RunDirectory, read_table, write_table
 from evalq.store.layers import layer_record
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTROL", "PARENT", "run_plan"]
 
-PARENT = "parent"
 CONTROL = "parent@control"
 
 
@@ -188,7 +187,8 @@ def _measure(session: _Session) -> None:
     if plan.fidelity.enabled:
         write_table(session.directory.fidelity, FidelityRecord, session.fidelity)
     if plan.cost.enabled:
-        _with_costs(session, made, parent_source)
+        named = [(variant.plan.label, variant.artifact.path) for variant in made]
+        time_variants(plan, session.directory, session.info, named, parent_source, session.progress)
     session.info["variants"] = rows
     session.info["status"] = "done"
     session.info["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -416,46 +416,3 @@ def _variant_row(made: _Made, model: LoadedModel) -> dict[str, Any]:
         "quantize_seconds": manifest.get("seconds", 0.0),
         **layer_record(manifest),
     }
-
-
-def _with_costs(
-    session: _Session,
-    made: Sequence[_Made],
-    parent_source: Any,
-) -> None:
-    """Time all variants in turn, and store costs.parquet."""
-    import psutil
-
-    from evalq.artifacts.api import storage
-    from evalq.models.load import load_artifact, load_parent
-
-    if session.directory.costs.exists():
-        return
-    plan = session.plan
-    # Weights are held in the precision that is computed in: at most 4 bytes a parameter.
-    memory = 4 * parent_source.parameters
-    shipped = plan.engine.model_copy(update={"dtype": "auto"})
-    parent = Candidate(
-        PARENT,
-        lambda: load_parent(plan.parent, shipped),
-        memory,
-        parent_source.bytes,
-        parent_source.bits,
-        parent_source.bits,
-    )
-    others = []
-    for variant in made:
-        sizes = storage(variant.artifact.path)
-        others.append(
-            Candidate(
-                variant.plan.label,
-                lambda path=variant.artifact.path: load_artifact(path, shipped),  # type: ignore[misc]
-                memory,
-                sizes.bytes_on_disk,
-                sizes.bits_per_weight,
-                sizes.linear_bits_per_weight,
-            )
-        )
-    budget = int(psutil.virtual_memory().available * 0.6)
-    records = measure_costs(parent, others, plan.cost, budget, session.progress)
-    write_table(session.directory.costs, CostRecord, records)

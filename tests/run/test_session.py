@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evalq.errors import EvalqError, PlanError, StoreError
+from evalq.kernels import native
 from evalq.run import resolve_plan, run_plan
 from evalq.run.session import CONTROL, PARENT
 from evalq.schema import CostRecord, FidelityRecord, ItemRecord
@@ -70,6 +71,10 @@ def test_a_run_directory_holds_it_all(plan_data: dict[str, Any]) -> None:
     costs = read_table(path / "costs.parquet", CostRecord).to_pylist()
     assert [r["variant"] for r in costs] == labels
     assert costs[1]["bytes_on_disk"] < costs[0]["bytes_on_disk"]
+    if native.why_not() is None:
+        assert [r["execution"] for r in costs] == ["dense", "packed:native", "packed:native"]
+    assert set(info["costs"]["loops"]) == set(labels)
+    assert {r["dtype"] for r in costs} == {info["costs"]["dtype"]}
     for made in info["variants"][1:]:
         assert Path(made["path"]).name.endswith(made["hash"][:12])
 

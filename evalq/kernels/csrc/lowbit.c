@@ -9,40 +9,7 @@
    Vectors are GCC's own (vector_size), which any target of gcc or clang can lower; one function,
    codes(), has a shorter form for AVX-512. */
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
-#define LANES 16
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vf __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
-
-enum { F32 = 0, BF16 = 1 };
-
-/* Written out: `(vf){0} + value` would keep an addition, for the sake of -0. */
-INLINE vf splat(float v) { return (vf){v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
-
-INLINE float widen(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-/* Round to nearest even; NaN stays NaN (its lowest payload bits may be lost, so a bit is set). */
-INLINE uint16_t narrow(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((bits >> 16) | 0x40);
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
+#include "lowbit.h"
 
 /* Code j of each word, less the zero; table holds code - zero where all lanes share one zero. */
 INLINE vf codes(vu word, int j, int bits, int shared, vf table, vf zero) {
@@ -68,14 +35,6 @@ INLINE vf make_table(int bits, float shift) {
     for (int i = 0; i < LANES; i++) table[i] = (float)(i & ((1 << bits) - 1)) - shift;
     return table;
 }
-
-typedef struct {
-    const uint32_t *words;  /* [blocks][columns][16] */
-    const float *scales;    /* [groups][16 * blocks] */
-    const float *zeros;     /* the same, or NULL where every zero is `zero` */
-    float zero;
-    int64_t blocks, columns, groups, group_words, rows_out;
-} Weight;
 
 #define VISIT_GROUPS(BITS, SHARED)                                                         \
     const int per = 32 / (BITS);                                                           \
@@ -145,8 +104,6 @@ INLINE void dequantize_block(const Weight *w, int64_t block, int64_t at, void *o
     }
 }
 
-typedef void (*Multiply)(const Weight *, int64_t, const float *, int64_t, vf *);
-
 #define MULTIPLY(B, S, R)                                                                  \
     static void multiply_##B##_##S##_##R(const Weight *w, int64_t block, const float *x,   \
                                          int64_t ldx, vf *total) {                         \
@@ -167,10 +124,8 @@ static const Multiply TABLE[3][2][4] = {{ENTRIES(2, 0), ENTRIES(2, 1)},
                                         {ENTRIES(4, 0), ENTRIES(4, 1)},
                                         {ENTRIES(8, 0), ENTRIES(8, 1)}};
 
-static Weight describe(const void *words, const void *scales, const void *zeros, float zero,
-                       int64_t rows_out, int64_t columns, int64_t groups, int64_t group_words) {
-    return (Weight){words, scales, zeros, zero, (rows_out + LANES - 1) / LANES,
-                    columns, groups, group_words, rows_out};
+Multiply evalq_kernel(int bits, int shared, int size) {
+    return TABLE[bits == 2 ? 0 : bits == 4 ? 1 : 2][shared][size];
 }
 
 /* x [rows][inputs] and out [rows][rows_out], of the kind given; 0, or 1 without memory. */

@@ -1,8 +1,10 @@
-"""The verb cost: what a variant takes, measured and never assumed.
+"""What a variant takes, measured and never assumed.
 
-Speeds of all variants and of the parent are taken in turn within one repeat, so that a machine
-which speeds up or slows down does so for all of them. Where they do not all fit into memory side by
-side, they are timed in groups, and the parent is timed again in each group.
+Models run by the leanest loop that can (``evalq.models.lean.runner``), the parent by the same one,
+so that a ratio is that of the weights. Speeds of all variants and of the parent are taken in turn
+within one repeat, so that a machine which speeds up or slows down does so for all of them. Where
+they do not all fit into memory side by side, they are timed in groups, and the parent is timed
+again in each group.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from evalq.models.base import LoadedModel
     from evalq.plan import CostPlan
 
-__all__ = ["Candidate", "Timing", "measure_costs", "peak_memory", "time_model"]
+__all__ = ["Candidate", "Costs", "Timing", "measure_costs", "peak_memory", "time_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,23 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one prefill of ``batch * prefill_tokens`` and of the decoding after it."""
+    """Seconds of one prefill of ``batch * prefill_tokens`` and of the decoding after it.
+
+    ``loop`` is a key of ``evalq.models.lean.runner.LOOPS``, ``why`` says why that one ran.
+    """
 
     prefill_seconds: float
     decode_seconds: float
+    loop: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Records of all variants, and by label which loop ran each (``{"loop", "why"}``)."""
+
+    records: list[CostRecord]
+    loops: dict[str, dict[str, str]]
 
 
 def _synchronize(device: torch.device) -> None:
@@ -67,21 +82,26 @@ def _prompt(model: LoadedModel, batch: int, tokens: int) -> torch.Tensor:
 
 
 def _forward(model: LoadedModel, prompt: torch.Tensor, steps: int) -> Timing:
-    """A prefill, then greedy decoding over a KV cache, both timed on the host's clock."""
+    """A prefill, then greedy decoding over a KV cache, both timed on the host's clock.
+
+    The cache of the whole length, and a CUDA graph where there is one, are made before the clock
+    starts: a server makes them once.
+    """
     import torch
 
+    from evalq.models.lean.runner import make_runner
+
     with torch.inference_mode():
+        runner = make_runner(model.module, prompt.shape[0], prompt.shape[1] + steps)
         _synchronize(model.device)
         began = time.perf_counter()
-        out = model.module(input_ids=prompt, use_cache=True, logits_to_keep=1)
-        token = out.logits[:, -1:].argmax(-1)
+        token = runner.prefill(prompt).argmax(-1)
         _synchronize(model.device)
         filled = time.perf_counter()
         for _ in range(steps):
-            out = model.module(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-            token = out.logits[:, -1:].argmax(-1)
+            token = runner.step(token).argmax(-1)
         _synchronize(model.device)
-        return Timing(filled - began, time.perf_counter() - filled)
+        return Timing(filled - began, time.perf_counter() - filled, runner.loop, runner.why)
 
 
 def time_model(model: LoadedModel, plan: CostPlan) -> Timing:
@@ -90,8 +110,12 @@ def time_model(model: LoadedModel, plan: CostPlan) -> Timing:
 
 
 def _weight_bytes(module: Any) -> int:
+    from evalq.kernels.linear import QuantizedLinear
+
+    packed = [m.packed.tensors for m in module.modules() if isinstance(m, QuantizedLinear)]
+    tensors = [*module.parameters(), *module.buffers(), *(t for each in packed for t in each)]
     seen: dict[int, int] = {}
-    for tensor in [*module.parameters(), *module.buffers()]:
+    for tensor in tensors:
         seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(seen.values())
 
@@ -140,8 +164,8 @@ def measure_costs(
     plan: CostPlan,
     budget_bytes: int,
     progress: Progress | None = None,
-) -> list[CostRecord]:
-    """Cost records of the parent and of all variants, ``plan.repeats`` of each and group.
+) -> Costs:
+    """Costs of the parent and of all variants, ``plan.repeats`` records of each and group.
 
     Args:
         parent: timed in every group.
@@ -155,6 +179,7 @@ def measure_costs(
     total = sum(len(g) for g in groups) * plan.repeats
     progress.start("cost", total, "timings")
     records: list[CostRecord] = []
+    loops: dict[str, dict[str, str]] = {}
     for number, group in enumerate(groups):
         models = [c.load() for c in group]
         peaks = []
@@ -166,9 +191,10 @@ def measure_costs(
                 timing = time_model(model, plan)
                 index = number * plan.repeats + repeat
                 records.append(_record(candidate, model, peak, index, timing, plan))
+                loops[candidate.variant] = {"loop": timing.loop, "why": timing.why}
                 progress.advance()
         del models
-    return sorted(records, key=lambda r: r.repeat)
+    return Costs(sorted(records, key=lambda r: r.repeat), loops)
 
 
 def _record(

@@ -1,0 +1,1 @@
+"""Prefill and decoding without transformers' overhead, for ordinary decoder-only models."""
