@@ -17,9 +17,8 @@ FLOORS = {
     **dict.fromkeys(("errors", "registry", "schema", "plan", "progress"), 0),
     **dict.fromkeys(("stats", "kernels", "tasks", "store", "memory"), 1),
     **dict.fromkeys(("quantize", "artifacts", "models"), 2),
-    **dict.fromkeys(
-        ("texts", "evaluate", "fidelity", "cost", "compare", "gate", "audit", "frontier", "run"), 3
-    ),
+    **dict.fromkeys(("texts", "evaluate", "fidelity", "cost", "compare", "gate"), 3),
+    **dict.fromkeys(("serve", "audit", "frontier", "run"), 3),
     **dict.fromkeys(("report", "cli"), 4),
 }
 WITHIN = {
@@ -39,6 +38,7 @@ WITHIN = {
         ("frontier", "compare"),
         ("gate", "compare"),
         ("audit", "texts"),
+        ("audit", "serve"),
     },
     4: {("cli", "report")},
 }

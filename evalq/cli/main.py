@@ -23,7 +23,11 @@ VERBS = (
     "show",
     "gate",
     "policy",
+    "serve",
+    "audit",
     "stats",
+    "bench",
+    "cost",
     "doctor",
 )
 """Every verb, in the order of the help; each is a module here with a ``command`` or an ``app``."""
