@@ -36,8 +36,10 @@ check: $(STAMP) ## style, types, floors
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
 
-bench: $(STAMP) ## measured ratios against the field; see benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks
+bench: $(STAMP) ## measured ratios of kernels and of the engine; see benchmarks/RESULTS.md
+	test -d runs/bench/w4 || $(BIN)/evalq quantize builtin --method rtn --bits 4 --out runs/bench/w4
+	$(BIN)/evalq bench kernels --against torch-int4,torch-int8
+	$(BIN)/evalq bench engine --artifact runs/bench/w4 --batch 1 --batch 8
 
 bench-gate: $(STAMP) ## calibrate the release gate by simulation (minutes)
 	$(BIN)/python -m benchmarks.gate_calibration --write

@@ -10,7 +10,9 @@ import typer
 
 __all__ = ["app", "suite_rows", "task_rows"]
 
-app = typer.Typer(help="List suites, tasks, methods and formats.", no_args_is_help=True)
+app = typer.Typer(
+    help="List suites, tasks, methods, formats, engines and kernels.", no_args_is_help=True
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
@@ -183,6 +185,64 @@ def scorers(json_: Json = False) -> None:
 
     rows = [(name, (type(s).__doc__ or "").strip().splitlines()[0]) for name, s in SCORERS.items()]
     _registry(rows, json_)
+
+
+@app.command("engines")
+def engines(json_: Json = False) -> None:
+    """What answers requests here, and the loops that speeds are taken with.
+
+    Example: evalq list engines
+    """
+    from evalq.models.engines import list_engines
+
+    rows = list_engines()
+    if json_:
+        typer.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    _table([{**row, "runs": "yes" if row["runs"] else "no"} for row in rows],
+           ("name", "kind", "runs", "summary"))  # fmt: skip
+    typer.echo("")
+    for row in rows:
+        if row["why"]:
+            typer.echo(f"{row['name']}: {row['why']}")
+
+
+@app.command("kernels")
+def kernels(
+    device: Annotated[str, typer.Option(help="cpu or cuda; the GPU where there is one.")] = "",
+    shape: Annotated[str, typer.Option(help="OUTxIN of the layer that is asked about.")] = "",
+    json_: Json = False,
+) -> None:
+    """The low-bit kernels, what each scheme would run on here, and why.
+
+    Example: evalq list kernels --shape 4096x14336
+    """
+    from evalq.kernels.listing import list_kernels
+
+    found = list_kernels(device or None, *([_shape(shape)] if shape else []))
+    if json_:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    typer.echo(f"device: {found['device']}\n")
+    _table(found["kernels"], ("name", "order", "summary"))
+    typer.echo("")
+    shown = [{**c, "kernel": c["kernel"] or "none", "why": ""} for c in found["choices"]]
+    _table(shown, ("scheme", "dtype", "rows", "kernel", "path"))
+    reasons: dict[str, list[str]] = {}
+    for choice in found["choices"]:
+        reasons.setdefault(choice["why"], []).append(f"{choice['scheme']} {choice['dtype']}")
+    typer.echo("")
+    for why, where in reasons.items():
+        typer.echo(f"{', '.join(dict.fromkeys(where))}: {why}")
+
+
+def _shape(text: str) -> tuple[int, int]:
+    from evalq.errors import PlanError
+
+    out, _, columns = text.partition("x")
+    if not (out.isdecimal() and columns.isdecimal() and int(out) and int(columns)):
+        raise PlanError(f"--shape {text!r} is not of the form OUTxIN", hint="Write 4096x14336.")
+    return int(out), int(columns)
 
 
 def _registry(entries: Sequence[tuple[str, str]], as_json: bool) -> None:

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from evalq.models.base import LoadedModel
     from evalq.plan import CostPlan
 
-__all__ = ["Candidate", "Costs", "Timing", "measure_costs", "peak_memory", "time_model"]
+__all__ = [
+    "Candidate",
+    "Costs",
+    "Timing",
+    "measure_costs",
+    "peak_memory",
+    "prompt_tokens",
+    "synchronize",
+    "time_model",
+    "weight_bytes",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +76,16 @@ class Costs:
     loops: dict[str, dict[str, str]]
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _prompt(model: LoadedModel, batch: int, tokens: int) -> torch.Tensor:
+def prompt_tokens(model: LoadedModel, batch: int, tokens: int) -> torch.Tensor:
+    """The same random tokens each time: int64 ``[batch, tokens]`` on the model's device."""
     import torch
 
     vocabulary = int(model.module.config.get_text_config().vocab_size)
@@ -93,23 +105,26 @@ def _forward(model: LoadedModel, prompt: torch.Tensor, steps: int) -> Timing:
 
     with torch.inference_mode():
         runner = make_runner(model.module, prompt.shape[0], prompt.shape[1] + steps)
-        _synchronize(model.device)
+        synchronize(model.device)
         began = time.perf_counter()
         token = runner.prefill(prompt).argmax(-1)
-        _synchronize(model.device)
+        synchronize(model.device)
         filled = time.perf_counter()
         for _ in range(steps):
             token = runner.step(token).argmax(-1)
-        _synchronize(model.device)
+        synchronize(model.device)
         return Timing(filled - began, time.perf_counter() - filled, runner.loop, runner.why)
 
 
 def time_model(model: LoadedModel, plan: CostPlan) -> Timing:
     """One timed prefill and decode at the plan's batch and lengths."""
-    return _forward(model, _prompt(model, plan.batch, plan.prefill_tokens), plan.decode_tokens)
+    return _forward(
+        model, prompt_tokens(model, plan.batch, plan.prefill_tokens), plan.decode_tokens
+    )
 
 
-def _weight_bytes(module: Any) -> int:
+def weight_bytes(module: Any) -> int:
+    """Bytes of all weights, packed ones in the layout of their kernel; shared ones once."""
     from evalq.kernels.linear import QuantizedLinear
 
     packed = [m.packed.tensors for m in module.modules() if isinstance(m, QuantizedLinear)]
@@ -128,7 +143,7 @@ def peak_memory(model: LoadedModel, plan: CostPlan) -> int:
     """
     import torch
 
-    prompt = _prompt(model, plan.batch, plan.prefill_tokens)
+    prompt = prompt_tokens(model, plan.batch, plan.prefill_tokens)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
         _forward(model, prompt, 1)
@@ -142,7 +157,7 @@ def peak_memory(model: LoadedModel, plan: CostPlan) -> int:
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         live += event.nbytes()
         highest = max(highest, live)
-    return _weight_bytes(model.module) + highest
+    return weight_bytes(model.module) + highest
 
 
 def _groups(
@@ -184,7 +199,7 @@ def measure_costs(
         models = [c.load() for c in group]
         peaks = []
         for model in models:
-            _forward(model, _prompt(model, plan.batch, plan.prefill_tokens), 2)  # warm-up
+            _forward(model, prompt_tokens(model, plan.batch, plan.prefill_tokens), 2)  # warm-up
             peaks.append(peak_memory(model, plan))
         for repeat in range(plan.repeats):
             for candidate, model, peak in zip(group, models, peaks, strict=True):

@@ -37,8 +37,16 @@ def list_kernels(
     Returns:
         ``{device, kernels: [{name, summary, order}], choices: [{scheme, dtype, rows, kernel, path,
         why}]}``; ``kernel`` is ``None`` where nothing runs it, and ``why`` then says why not.
+
+    Raises:
+        KernelError: a device that is not here, or that nothing is written for.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if name.partition(":")[0] not in ORDER:
+        raise KernelError(f"no kernels are written for {name!r}", hint="Use cpu or cuda.")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise KernelError("there is no CUDA device here", hint="Use cpu, or run this on the GPU.")
+    target = torch.device(name)
     order = ORDER.get(target.type, ())
     kernels = [
         {

@@ -1,0 +1,218 @@
+"""Speeds of single products with low-bit weights, as ratios to the dense product in one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from evalq.cost.bench import CLOCKS
+from evalq.errors import KernelError, MissingDependencyError, PlanError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from evalq.kernels.base import PackedWeight
+    from evalq.schema import WeightScheme
+
+__all__ = ["PEERS", "SHAPES", "bench_kernels"]
+
+SHAPES = {"cpu": ((576, 1536), (2048, 8192)), "cuda": ((4096, 14336), (14336, 4096))}
+"""Columns (K) by rows (N) of the weights that are timed by default, by type of device."""
+
+PEERS = {
+    "torch": "the dense product in the activations' dtype; always the baseline",
+    "tinygemm": "PyTorch's _weight_int4pack_mm on CUDA (4 bits)",
+}
+"""What a kernel can be timed against beside evalq's own kernels."""
+
+_ROTATE = {"cpu": 64 * 2**20, "cuda": 192 * 2**20}
+"""Bytes of weights that a timed loop passes over, beyond the caches (L2 on a GPU)."""
+
+Call = Callable[["torch.Tensor"], Any]
+
+
+def _times(calls: Sequence[Callable[[], Any]], repeats: int, cuda: bool, clock: str) -> float:
+    """Median seconds of one call; on CUDA of a call replayed within one graph."""
+    import torch
+
+    for call in calls[:2]:
+        call()
+    samples = []
+    if cuda:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        graph.replay()
+        for _ in range(repeats):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            samples.append(start.elapsed_time(end) / 1e3 / len(calls))
+        return statistics.median(samples)
+    now = CLOCKS[clock]
+    deadline = time.perf_counter() + 2.0
+    for _ in range(repeats):
+        began = now()
+        for call in calls:
+            call()
+        samples.append((now() - began) / len(calls))
+        if time.perf_counter() > deadline and len(samples) >= 3:
+            break
+    return statistics.median(samples)
+
+
+def _weight(scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype) -> Any:
+    import torch
+
+    from evalq.kernels.packing import QuantizedWeight, group_count
+
+    generator = torch.Generator().manual_seed(0)
+    levels = 1 << scheme.bits
+    groups = group_count(scheme, shape[1])
+    codes = torch.randint(0, levels, shape, dtype=torch.uint8, generator=generator)
+    scales = (torch.rand(shape[0], groups, generator=generator) * 0.02 + 0.001).to(dtype)
+    zeros = None
+    if not scheme.symmetric:
+        size = (shape[0], groups)
+        zeros = torch.randint(0, levels, size, dtype=torch.uint8, generator=generator)
+    return QuantizedWeight(codes, scales, zeros, scheme, shape)
+
+
+def _copies(packed: PackedWeight, device: str) -> list[PackedWeight]:
+    count = max(2, min(24, -(-_ROTATE[device] // packed.bytes)))
+    return [replace(packed, tensors=tuple(t.clone() for t in packed.tensors)) for _ in range(count)]
+
+
+def _tinygemm(weight: Any, device: torch.device) -> list[Call]:
+    import torch
+
+    if device.type != "cuda":
+        raise KernelError("tinygemm runs on a CUDA device only", hint="Leave it out of --against.")
+    if weight.scheme.bits != 4 or not weight.scheme.symmetric:
+        return []
+    size = weight.shape[1] // weight.groups
+    codes = weight.codes.to(device).to(torch.int32)
+    words = torch._convert_weight_to_int4pack((codes[:, ::2] << 4 | codes[:, 1::2]).byte(), 8)
+    scales = weight.scales.to(device, torch.bfloat16)
+    pair = torch.stack([scales.T, torch.zeros_like(scales.T)], -1).contiguous()
+    count = max(2, min(24, -(-_ROTATE["cuda"] // (words.numel() * 4))))
+    made = [words.clone() for _ in range(count)]
+    return [lambda x, w=w: torch._weight_int4pack_mm(x, w, size, pair) for w in made]  # type: ignore[misc]
+
+
+def _calls(name: str, weight: Any, device: torch.device, dtype: torch.dtype) -> list[Call]:
+    """Calls over rotated weights; none where the peer does not run this scheme."""
+    import torch
+
+    from evalq.kernels.op import pack, quantized_matmul
+
+    if name == "torch":
+        dense = weight.dequantize(dtype).to(device)
+        count = max(2, min(24, -(-_ROTATE[device.type] // dense.nbytes)))
+        made = [dense.clone() for _ in range(count)]
+        return [lambda x, w=w: torch.nn.functional.linear(x, w) for w in made]  # type: ignore[misc]
+    if name == "tinygemm":
+        return _tinygemm(weight, device)
+    try:
+        packed = pack(weight, device, dtype, None if name == "evalq" else name)
+    except KernelError:
+        if name == "evalq":
+            raise
+        return []
+    many = _copies(packed, device.type)
+    return [lambda x, p=p: quantized_matmul(x, p) for p in many]  # type: ignore[misc]
+
+
+def _check(against: Sequence[str]) -> None:
+    from evalq.kernels.dispatch import KERNELS
+
+    for name in against:
+        if name in ("gemlite", "marlin"):
+            raise MissingDependencyError(
+                f"{name} is not wired into this bench",
+                hint=f"Known: {', '.join([*PEERS, *KERNELS])}.",
+            )
+        if name not in PEERS and name not in KERNELS:
+            raise PlanError(f"unknown peer {name!r}", hint=nearest(name, [*PEERS, *KERNELS]))
+
+
+def bench_kernels(
+    schemes: Sequence[WeightScheme],
+    shapes: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    against: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    repeats: int = 10,
+    clock: str = "wall",
+) -> list[dict[str, Any]]:
+    """Time the kernel that each scheme runs on here, and its peers, beside the dense product.
+
+    Args:
+        schemes: of the weights.
+        shapes: columns (K) and rows (N) of the weights.
+        rows: of activations (M).
+        against: ``PEERS`` and kernels by name; what cannot run a scheme is left out of its row.
+        device, dtype: where and in what (bfloat16 by default).
+        repeats: of which the median is taken. clock: a key of ``CLOCKS`` (on a CPU).
+
+    Returns:
+        A row a shape, number of rows and scheme: ``{M, K, N, scheme, kernel, path, dense_us,
+        evalq_us, ratio, gbs, <peer>_us}``; ``ratio`` is dense over evalq, ``gbs`` the packed
+        weight's bytes over the time, in GB/s.
+
+    Raises:
+        KernelError: no kernel runs a scheme here. PlanError: an unknown peer.
+    """
+    import torch
+
+    from evalq.kernels.op import pack
+
+    _check(against)
+    target = torch.device(device)
+    kind = dtype or torch.bfloat16
+    cuda = target.type == "cuda"
+    out: list[dict[str, Any]] = []
+    for columns, size in shapes:
+        for scheme in schemes:
+            weight = _weight(scheme, (size, columns), kind)
+            names = ["torch", "evalq", *(n for n in against if n != "torch")]
+            calls = {name: _calls(name, weight, target, kind) for name in names}
+            packed = pack(weight, target, kind)
+            for m in rows:
+                x = torch.randn(m, columns, generator=torch.Generator().manual_seed(1))
+                x = x.to(target, kind)
+                micro = {
+                    name: 1e6 * _times([partial(c, x) for c in made], repeats, cuda, clock)
+                    for name, made in calls.items()
+                    if made
+                }
+                out.append(_row(m, packed, micro))
+    return out
+
+
+def _row(rows: int, packed: PackedWeight, micro: dict[str, float]) -> dict[str, Any]:
+    from evalq.kernels.dispatch import KERNELS
+
+    out, columns = packed.shape
+    return {
+        "M": rows,
+        "K": columns,
+        "N": out,
+        "scheme": str(packed.scheme),
+        "kernel": packed.kernel,
+        "path": KERNELS.get(packed.kernel).path(rows, packed.scheme, packed.shape),
+        "dense_us": micro["torch"],
+        "evalq_us": micro["evalq"],
+        "ratio": micro["torch"] / micro["evalq"],
+        "gbs": packed.bytes / micro["evalq"] / 1e3,
+        **{f"{n}_us": v for n, v in micro.items() if n not in ("torch", "evalq")},
+    }
