@@ -197,8 +197,9 @@ class Plan(_Section):
     @property
     def hash(self) -> str:
         """Identity of what is measured; its name, where it goes and prices do not count."""
-        left_out = {"out": True, "name": True, "cost": {"price_per_hour"}}
-        return content_hash(self.model_dump(mode="json", exclude=left_out))
+        data = self.model_dump(mode="json", exclude={"out", "name"})
+        del data["cost"]["price_per_hour"]
+        return content_hash(data)
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

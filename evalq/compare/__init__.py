@@ -5,21 +5,26 @@
 -0.0125
 """
 
+from evalq.compare.across import Entrant, Shared, shared_items
 from evalq.compare.fidelity import FidelityResult, fidelity_result, kl_by_slice
 from evalq.compare.pairs import Pairs, pair
 from evalq.compare.runs import Run, load_run
-from evalq.compare.slices import Comparison, PerplexityResult, SliceResult, compare
+from evalq.compare.slices import Comparison, PerplexityResult, SliceResult, compare, slice_result
 
 __all__ = [
     "Comparison",
+    "Entrant",
     "FidelityResult",
     "Pairs",
     "PerplexityResult",
     "Run",
+    "Shared",
     "SliceResult",
     "compare",
     "fidelity_result",
     "kl_by_slice",
     "load_run",
     "pair",
+    "shared_items",
+    "slice_result",
 ]

@@ -16,7 +16,14 @@ from evalq.compare.runs import Run
 from evalq.errors import StatisticsError
 from evalq.schema import slice_ancestors
 
-__all__ = ["OVERALL", "Comparison", "PerplexityResult", "SliceResult", "compare"]
+__all__ = [
+    "OVERALL",
+    "Comparison",
+    "PerplexityResult",
+    "SliceResult",
+    "compare",
+    "slice_result",
+]
 
 OVERALL = "overall"
 
@@ -152,7 +159,7 @@ def compare(
     level = run.recommend.confidence if confidence is None else confidence
     pairs = pair(run, variant, baseline)
     scored, likely = pairs.scored, pairs.likelihoods
-    results = {n: _slice(n, f, leaf, level) for n, f, leaf in _by_slice(scored)}
+    results = {n: slice_result(n, f, leaf, level) for n, f, leaf in _by_slice(scored)}
     overall = results.pop(OVERALL, None)
     return Comparison(
         variant=pairs.variant,
@@ -182,7 +189,15 @@ def _by_slice(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame, bool]]:
     return out
 
 
-def _slice(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) -> SliceResult:
+def slice_result(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) -> SliceResult:
+    """The effect on the items of ``frame``, by the test that fits them.
+
+    Args:
+        name: of the slice.
+        frame: ``variant_score``, ``baseline_score`` (float64) and ``cluster``, a row an item.
+        leaf: as in ``SliceResult``.
+        confidence: of the interval.
+    """
     ours = frame["variant_score"].to_numpy()
     theirs = frame["baseline_score"].to_numpy()
     difference = ours - theirs

@@ -67,14 +67,18 @@ class OpenRun:
         found = self.compare(variant, baseline)
         return with_texts(self.run, flips_of({found.variant: found}, ""))
 
-    def figure(self, name: Figure) -> Any:
+    def figure(self, name: Figure, style: str = "paper") -> Any:
         """A matplotlib figure: ``frontier``, ``heatmap``, ``cliff`` or ``fidelity``; ``None``
         where the run has no data for it.
 
+        Args:
+            name: of the figure.
+            style: ``paper``, ``slide`` or ``dark``.
+
         Raises:
-            PlanError: no figure of that name.
+            PlanError: no figure or style of that name.
         """
-        return draw(self.data, name)
+        return draw(self.data, name, style)
 
 
 def open_run(path: str | Path) -> OpenRun:

@@ -15,7 +15,7 @@ from evalq.errors import PlanError
 from evalq.memory import CacheShape, cache_shape, kv_cache_bytes, users_that_fit
 from evalq.report.frames import ReportData
 
-__all__ = ["DEVICES", "Capacity", "Peak", "capacity", "capacity_table"]
+__all__ = ["DEVICES", "Capacity", "Peak", "capacity", "capacity_table", "parent_config"]
 
 DEVICES: Mapping[str, float] = {
     name: float(name.split()[0]) * 1e9 for name in ("16 GB", "24 GB", "80 GB", "141 GB")
@@ -66,7 +66,7 @@ class Capacity:
     notes: tuple[str, ...]
 
 
-def _config(run: Run) -> Mapping[str, Any] | None:
+def parent_config(run: Run) -> Mapping[str, Any] | None:
     """The parent's configuration: from run.json, or from an artifact inside the run directory."""
     stored = run.info["parent"].get("config")
     if isinstance(stored, Mapping):
@@ -110,7 +110,7 @@ def _peak(data: ReportData, name: str, shape: CacheShape, weights: float) -> Pea
 
 def capacity(data: ReportData) -> Capacity | str:
     """The memory of every variant with a size, or why it cannot be modelled."""
-    config = _config(data.run)
+    config = parent_config(data.run)
     if config is None:
         return "the run does not hold the parent's configuration"
     try:

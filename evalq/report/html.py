@@ -38,7 +38,7 @@ from evalq.report.serving import capacity_rows, cost_rows, mixed_rows, price_not
 from evalq.report.text import visible
 from evalq.report.words import banners, headline, limits, unevenness_text
 
-__all__ = ["json_block", "page"]
+__all__ = ["fill", "json_block", "page"]
 
 
 def json_block(value: Any) -> Markup:
@@ -67,8 +67,11 @@ def _tier_css() -> str:
     )
 
 
-def page(data: ReportData, pack: FlipPack) -> str:
-    """The whole report as HTML."""
+def fill(template: str, **values: Any) -> str:
+    """A page from one of the templates; ``title`` and the template's own values have to be given.
+
+    Values are escaped unless they are ``Markup``.
+    """
     script = _asset("app.js")
     environment = Environment(
         loader=PackageLoader("evalq.report"),
@@ -77,16 +80,23 @@ def page(data: ReportData, pack: FlipPack) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html.j2")
+    return environment.get_template(template).render(
+        style=Markup(_tier_css() + _asset("style.css")),
+        script=Markup(script),
+        script_hash=_csp_hash(script),
+        **values,
+    )
+
+
+def page(data: ReportData, pack: FlipPack) -> str:
+    """The whole report as HTML."""
     info = data.run.info
-    return template.render(
+    return fill(
+        "report.html.j2",
         title=visible(str(info["name"])),
         parent=visible(str(info["parent"].get("name"))),
         created=visible(str(info.get("created", "")))[:10],
         command=visible(str(info.get("command", ""))),
-        style=Markup(_tier_css() + _asset("style.css")),
-        script=Markup(script),
-        script_hash=_csp_hash(script),
         headline=visible(headline(data)),
         why=visible(data.recommendation.why),
         cards=cards(data),

@@ -119,7 +119,9 @@ def _frame(kinds: Sequence[str], blocks: Sequence[int], cell: float) -> list[Mar
     return body
 
 
-def _box(at: tuple[int, int], cell: float, **more: object) -> Markup:
+def _box(
+    at: tuple[int, int], cell: float, class_: str | None = None, opacity: float | None = None
+) -> Markup:
     column, row = at
     return element(
         "rect",
@@ -128,7 +130,8 @@ def _box(at: tuple[int, int], cell: float, **more: object) -> Markup:
         width=max(1.0, cell - 1),
         height=_ROW - 1,
         rx=2,
-        **more,
+        class_=class_,
+        fill_opacity=opacity,
     )
 
 
@@ -178,10 +181,10 @@ def sensitivity_chart(name: str, layers: Sequence[Layer], width: float) -> Marku
         value = values.get(layer.name)
         inner = element("title", _tip(layer))
         if value is None:
-            body.append(element("g", inner + _box(at, cell, class_="none"), class_="pt layer"))
+            body.append(element("g", inner + _box(at, cell, "none"), class_="pt layer"))
             continue
         share = 0.0 if value <= 0 else (math.log(value) - low) / ((high - low) or 1.0)
-        shade = _box(at, cell, class_="heat", fill_opacity=0.06 + 0.94 * share)
+        shade = _box(at, cell, "heat", 0.06 + 0.94 * share)
         body.append(element("g", inner + shade, class_="pt layer"))
     size = (width, _TOP + _ROW * len(kinds) + 34)
     legend = f"darker: loses more at {bits:g} bits, {min(above):.2g} to {max(above):.2g} (log)"

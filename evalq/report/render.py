@@ -51,12 +51,15 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 def render(
-    run: Path, figures: Sequence[Figure] = FIGURES, price_per_hour: float | None = None
+    run: Path,
+    figures: Sequence[Figure] = FIGURES,
+    price_per_hour: float | None = None,
+    style: str = "paper",
 ) -> Path:
     """Render a run directory and return the path of ``report/index.html``.
 
     Beside it are ``summary.json``, ``summary.md``, ``tables/*.csv``, ``tables/flips.parquet``,
-    ``figures/*.png`` and ``*.svg``, and ``exports/`` (a model card section, lm-eval's
+    ``figures/*.png``, ``*.svg`` and ``*.pdf``, and ``exports/`` (a model card section, lm-eval's
     results). The same run gives the same bytes.
 
     Args:
@@ -64,6 +67,7 @@ def render(
         figures: which figures to draw.
         price_per_hour: dollars an hour of the machine that was measured; the plan's own if
             ``None``.
+        style: of the figures: ``paper``, ``slide`` or ``dark``.
 
     Raises:
         StoreError: no run directory, or the disk is full or cannot be written.
@@ -81,7 +85,7 @@ def render(
         with atomic_write(out / "tables" / "flips.parquet") as stream:
             whole.to_parquet(stream, index=False)
         del whole
-    save_figures(data, out / "figures", figures)
+    save_figures(data, out / "figures", figures, style)
     content = json.dumps(summary(data), indent=2, ensure_ascii=False, allow_nan=False)
     _write(out / "summary.json", content + "\n")
     _write(out / "summary.md", markdown(data))
