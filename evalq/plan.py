@@ -66,12 +66,14 @@ class VariantPlan(_Section):
 
     @property
     def granularity(self) -> Granularity:
-        """Of the weights: groups of 128 unless said otherwise.
+        """Of the weights: groups of 128 unless said otherwise, and rows under 8-bit activations.
 
         Raises:
             PlanError: the group size is no positive number.
         """
         if self.group_size in ("channel", -1):
+            return PerChannel()
+        if self.group_size is None and self.activation_bits is not None:
             return PerChannel()
         return PerGroup(128 if self.group_size is None else int(self.group_size))
 
@@ -262,7 +264,7 @@ def _check_variants(plan: Plan, where: str) -> None:
 
 
 def parse_variant(text: str) -> dict[str, Any]:
-    """``--variant``'s value: ``METHOD:BITS[:gSIZE|channel][:asym]``, or ``artifact=DIR``.
+    """``--variant``'s value: ``METHOD:BITS[:gSIZE|channel][:asym][:aBITS]``, or ``artifact=DIR``.
 
     >>> parse_variant("gptq:4:g64:asym")
     {'method': 'gptq', 'bits': 4, 'group_size': 64, 'symmetric': False}
@@ -273,7 +275,7 @@ def parse_variant(text: str) -> dict[str, Any]:
     name, found, rest = text.partition("=")
     if found and name == "artifact":
         return {name: rest}
-    hint = "Write METHOD:BITS[:gSIZE|channel][:asym], for example gptq:4:g64:asym."
+    hint = "Write METHOD:BITS[:gSIZE|channel][:asym][:a8], for example gptq:4:g64:asym."
     parts = text.split(":")
     if len(parts) < 2:
         raise PlanError(f"--variant {text!r} names no bits", hint=hint)
@@ -284,6 +286,8 @@ def parse_variant(text: str) -> dict[str, Any]:
                 out["symmetric"] = part == "sym"
             elif part == "channel":
                 out["group_size"] = "channel"
+            elif part[:1] == "a":
+                out["activation_bits"] = int(part[1:])
             else:
                 out["group_size"] = int(part.removeprefix("g"))
     except ValueError:

@@ -91,11 +91,16 @@ def command(
     method: Annotated[str, typer.Option(help="How: see 'evalq list methods'.")] = "gptq",
     bits: Annotated[int, typer.Option(help="2 to 8.")] = 4,
     group_size: Annotated[
-        str, typer.Option(help="Columns that share a scale, or 'channel'.")
-    ] = "128",
+        str | None,
+        typer.Option(
+            help="Columns that share a scale, or 'channel'; 128, and 'channel' with 8-bit "
+            "activations.",
+            show_default=False,
+        ),
+    ] = None,
     asym: Annotated[bool, typer.Option("--asym", help="Store zero points too.")] = False,
     activation_bits: Annotated[
-        int | None, typer.Option(help="8: int8 activations (with --bits 8, per channel).")
+        int | None, typer.Option(help="8: int8 activations (with --bits 8).")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, an option of the method; repeat it.")
@@ -132,7 +137,7 @@ def command(
                 {
                     "method": method,
                     "bits": bits,
-                    "group_size": _group_size(group_size),
+                    "group_size": None if group_size is None else _group_size(group_size),
                     "symmetric": not asym,
                     "activation_bits": activation_bits,
                     "options": dict(_option(text) for text in option or []),

@@ -131,6 +131,7 @@ def quantize(
     layers_name, layers = decoder_layers(module)
     stored = stored or next(p.dtype for p in module.parameters() if p.is_floating_point())
     job = _job(module, scheme, chosen, resolved, seed, stored)
+    job.activation_bits = scheme.activation_bits
     shapes = _shapes(module, layers_name, layers, job)
     if not shapes:
         raise QuantizationError("no layer is left to quantize", hint="Check the option 'skip'.")

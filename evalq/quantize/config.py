@@ -67,6 +67,8 @@ class Method:
         options: what may be set, by name.
         folds: activation-aware scales are folded into the preceding norm or linear (AWQ).
         compensates: rounding errors are moved on to columns not yet rounded (GPTQ).
+        smooths: the folded scales weigh activations, which are rounded too, against weights
+            (SmoothQuant); it makes schemes with 8-bit activations only.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Method:
     options: Mapping[str, Option] = field(default_factory=dict)
     folds: bool = False
     compensates: bool = False
+    smooths: bool = False
 
 
 _COMMON = {
@@ -106,11 +109,19 @@ _GPTQ = {
         "scales by the weights' range, or by least error, plain or weighted by the Hessian",
         choices=("minmax", "mse", "weighted"),
     ),
+    "refine": Option(
+        2, "passes that refit all scales and move every code again (arXiv 2309.01885)", low=0
+    ),
 }
 _AWQ = {
     "grid": Option(20, "strengths tried for each scale search", low=1, high=200),
     "duo_scaling": Option(True, "scales look at weights as well as activations"),
     "clip": Option(True, "search the clipping of each group"),
+}
+
+_SMOOTH = {
+    "grid": Option(20, "strengths tried for each place that takes up scales", low=1, high=200),
+    "clip": Option(False, "search the clipping of each row of weights"),
 }
 
 METHODS: Registry[Method] = Registry("method")
@@ -161,6 +172,29 @@ _register(
         compensates=True,
     )
 )
+_register(
+    Method(
+        "smoothquant",
+        "8-bit weights and activations, outliers shared between them (arXiv 2211.10438)",
+        needs_calibration=True,
+        bits=(8,),
+        options={**_COMMON, **_DATA, **_SMOOTH},
+        folds=True,
+        smooths=True,
+    )
+)
+_register(
+    Method(
+        "smoothquant+gptq",
+        "SmoothQuant's scales, then GPTQ's rounding of the weights",
+        needs_calibration=True,
+        bits=(8,),
+        options={**_COMMON, **_DATA, **_GPTQ, "grid": _SMOOTH["grid"]},
+        folds=True,
+        compensates=True,
+        smooths=True,
+    )
+)
 
 
 def resolve_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,4 +231,9 @@ def check_scheme(method: Method, scheme: Scheme) -> None:
         raise QuantizationError(
             f"{scheme.activation_bits} bits is not a width that activations are quantized to",
             hint="Use 8, or leave activations as they are.",
+        )
+    if method.smooths and scheme.activation_bits is None:
+        raise QuantizationError(
+            f"method {method.name!r} is for activations of 8 bits, and the scheme has none",
+            hint="Add --activation-bits 8 (activation_bits: 8 in a plan, :a8 in --variant).",
         )

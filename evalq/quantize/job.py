@@ -50,16 +50,23 @@ class InputStatistics:
         hessian: float32 ``[in, in]``, mean of ``x x'``.
         magnitude: float32 ``[in]``, mean of ``|x|``.
         tokens: inputs seen.
+        largest: float32 ``[in]``, the largest ``|x|``.
+        stride: one token of so many is kept as it is; 0 keeps none.
+        kept: those tokens, float32 ``[tokens, in]`` each.
     """
 
     hessian: Tensor
     magnitude: Tensor
     tokens: int = 0
+    largest: Tensor | None = None
+    stride: int = 0
+    kept: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, width: int, device: torch.device) -> InputStatistics:
+    def empty(cls, width: int, device: torch.device, stride: int = 0) -> InputStatistics:
         """Of no input yet."""
-        return cls(torch.zeros(width, width, device=device), torch.zeros(width, device=device))
+        zeros = [torch.zeros(width, device=device) for _ in range(2)]
+        return cls(torch.zeros(width, width, device=device), zeros[0], 0, zeros[1], stride)
 
     def add(self, inputs: Tensor) -> None:
         """Take in ``[..., in]``; the running means stay in float32."""
@@ -68,13 +75,23 @@ class InputStatistics:
         if not flat.shape[0]:
             return
         self.hessian.mul_(self.tokens / total).addmm_(flat.T, flat, alpha=1 / total)
-        self.magnitude.mul_(self.tokens / total).add_(flat.abs().sum(0), alpha=1 / total)
+        size = flat.abs()
+        self.magnitude.mul_(self.tokens / total).add_(size.sum(0), alpha=1 / total)
+        if self.largest is not None:
+            torch.maximum(self.largest, size.amax(0), out=self.largest)
+        if self.stride:
+            # Counted over all batches, so that the batch size does not decide which are kept.
+            self.kept.append(flat[(-self.tokens) % self.stride :: self.stride].clone())
         self.tokens = total
 
     def scaled(self, columns: Tensor) -> InputStatistics:
         """Of inputs divided by ``columns``."""
         hessian = self.hessian / columns[:, None] / columns[None, :]
-        return InputStatistics(hessian, self.magnitude / columns, self.tokens)
+        largest = None if self.largest is None else self.largest / columns
+        kept = [rows / columns for rows in self.kept]
+        return InputStatistics(
+            hessian, self.magnitude / columns, self.tokens, largest, self.stride, kept
+        )
 
 
 @dataclass(slots=True)
@@ -87,6 +104,7 @@ class Job:
         stored: dtype of the parent's tensors, which changed ones are stored in.
         head_dim: width of an attention head, or 0.
         seed: for probes.
+        activation_bits: that inputs of quantized layers are rounded to, or ``None``.
         layers, dense, reports, warnings, experts: results.
     """
 
@@ -97,6 +115,7 @@ class Job:
     stored: torch.dtype
     head_dim: int
     seed: int
+    activation_bits: int | None = None
     layers: dict[str, QuantizedWeight] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)

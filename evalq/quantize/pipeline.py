@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from evalq.errors import NonFiniteError, QuantizationError
 from evalq.kernels.packing import QuantizedWeight
-from evalq.quantize.awq import awq_weight, output_error, search_scales
+from evalq.quantize.awq import AwqChoice, awq_weight, output_error, search_scales
 from evalq.quantize.capture import (
     Block,
     LayerCall,
@@ -32,6 +32,7 @@ from evalq.quantize.linear import (
     weight_shape,
 )
 from evalq.quantize.rtn import rtn_weight
+from evalq.quantize.smooth import KEPT_TOKENS, round_inputs, search_smoothing
 
 PROBE_TOKENS = 16
 _SMALLEST_OUTPUT = 16
@@ -99,6 +100,9 @@ def quantize_decoder_layer(
             parts = {n: modules[n] for n in block.names if n in wanted}
             finish_block(job, name, parts, seen[block.names[0]], strengths)
             finished.update(parts)
+            if job.activation_bits is not None:
+                for module in parts.values():
+                    round_inputs(module, job.activation_bits)
         replay.settle_finished(layer, finished)
     _keep_changed(job, layer, name, before, wanted)
     advance(layer, name, stream, index, replay)
@@ -122,13 +126,14 @@ def _statistics(
     replay: Replay,
 ) -> dict[str, InputStatistics]:
     """Statistics of the inputs of ``blocks``, for each layer in them by name."""
+    stride = -(-stream.tokens // KEPT_TOKENS) if job.method.smooths else 0
     found: dict[str, InputStatistics] = {}
     watched: dict[str, nn.Module] = {}
     for block in blocks:
         lead = block.names[0]
         module = layer.get_submodule(lead)
         weight = get_weight(module)
-        found[lead] = InputStatistics.empty(weight.shape[1], weight.device)
+        found[lead] = InputStatistics.empty(weight.shape[1], weight.device, stride)
         watched[lead] = module
     observe(layer, stream, index, watched, lambda part, inputs: found[part].add(inputs), replay)
     for block in blocks:
@@ -179,21 +184,39 @@ def _fold_scales(
         if not consumers or seen[consumers[0]].tokens == 0:
             continue
         statistics = seen[consumers[0]]
-        choice = search_scales(
-            [get_weight(layer.get_submodule(c)) for c in consumers],
-            statistics.hessian,
-            statistics.magnitude,
-            fold.rows,
-            fold.channels,
-            job.scheme,
-            grid=int(job.options["grid"]),
-            duo_scaling=bool(job.options["duo_scaling"]),
-        )
+        weights = [get_weight(layer.get_submodule(c)) for c in consumers]
+        choice = _search(job, fold, weights, statistics)
         columns = apply_fold(layer, fold, choice.scales, job.stored)
         scaled = statistics.scaled(columns)
         for consumer in fold.consumers:
             seen[consumer] = scaled
             strengths[consumer] = choice.strength
+
+
+def _search(job: Job, fold: Fold, weights: list[Tensor], statistics: InputStatistics) -> AwqChoice:
+    grid = int(job.options["grid"])
+    if job.method.smooths:
+        assert statistics.largest is not None
+        return search_smoothing(
+            weights,
+            torch.cat(statistics.kept),
+            statistics.largest,
+            fold.rows,
+            fold.channels,
+            job.scheme,
+            bits=job.activation_bits or 8,
+            grid=grid,
+        )
+    return search_scales(
+        weights,
+        statistics.hessian,
+        statistics.magnitude,
+        fold.rows,
+        fold.channels,
+        job.scheme,
+        grid=grid,
+        duo_scaling=bool(job.options["duo_scaling"]),
+    )
 
 
 def finish_block(
@@ -254,7 +277,7 @@ def _quantize_joined(
         clip = str(job.options["clip"]) if not job.method.needs_calibration else "mse"
         return rtn_weight(weight, job.scheme, job.scale_dtype, clip), None
     if job.method.compensates:
-        names = ("damping", "act_order", "block_size", "scale_search")
+        names = ("damping", "act_order", "block_size", "scale_search", "refine")
         settings = GptqSettings(**{n: job.options[n] for n in names})
         try:
             return gptq_weight(weight, statistics.hessian, job.scheme, job.scale_dtype, settings)

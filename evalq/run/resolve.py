@@ -71,7 +71,8 @@ def resolve_variants(plan: Plan, config: PretrainedConfig) -> Plan:
     for variant in plan.variants:
         values = variant.model_dump()
         if variant.method and variant.group_size is None:
-            values["group_size"] = size
+            # 8-bit activations go with one scale a row, in every format that holds them.
+            values["group_size"] = "channel" if variant.activation_bits else size
         variants.append(values)
     data = plan.model_dump()
     data["variants"] = variants
