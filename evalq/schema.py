@@ -32,8 +32,8 @@ __all__ = [
     "slice_ancestors",
 ]
 
-FORMAT_VERSION = 1
-"""Version of the run directory and of ``summary.json``."""
+FORMAT_VERSION = 2
+"""Version of the run directory and of ``summary.json``; ``store/migrate.py`` reads older ones."""
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 """Widths that a weight can be stored in."""

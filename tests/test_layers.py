@@ -23,7 +23,7 @@ FLOORS = {
 }
 WITHIN = {
     0: {("plan", "errors"), ("plan", "schema"), ("registry", "errors"), ("schema", "errors")},
-    1: set(),
+    1: {("store", "memory")},
     2: {
         ("artifacts", "quantize"),
         ("models", "artifacts"),

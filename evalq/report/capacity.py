@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from evalq.compare import Run
+from evalq.cost.model import kv_bits_stored
 from evalq.errors import PlanError
 from evalq.memory import CacheShape, cache_shape, kv_cache_bytes, users_that_fit
 from evalq.report.frames import ReportData
@@ -49,7 +48,7 @@ class Capacity:
         contexts: tokens, ascending.
         at: the context that ``users`` are counted at.
         weights: bytes by variant, as stored.
-        kv_bits: bits of a cached number, by variant.
+        kv_bits: bits that a cache is kept in, by variant.
         memory: by variant, bytes of weights and one cache at each context.
         users: by variant, sequences that fit a device of ``DEVICES``.
         peaks: by variant, where memory was measured.
@@ -59,7 +58,7 @@ class Capacity:
     contexts: tuple[int, ...]
     at: int
     weights: Mapping[str, float]
-    kv_bits: Mapping[str, float]
+    kv_bits: Mapping[str, int]
     memory: Mapping[str, tuple[float, ...]]
     users: Mapping[str, tuple[int, ...]]
     peaks: Mapping[str, Peak]
@@ -67,28 +66,16 @@ class Capacity:
 
 
 def parent_config(run: Run) -> Mapping[str, Any] | None:
-    """The parent's configuration: from run.json, or from an artifact inside the run directory."""
+    """What run.json says of the parent's shape; ``None`` where it says nothing."""
     stored = run.info["parent"].get("config")
-    if isinstance(stored, Mapping):
-        return stored
-    for entry in run.info["variants"]:
-        name = Path(str(entry.get("path") or "")).name
-        if not name:
-            continue
-        try:
-            found = json.loads((run.path / "artifacts" / name / "config.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, dict):
-            return found
-    return None
+    return stored if isinstance(stored, Mapping) and stored else None
 
 
-def _kv_bits(run: Run) -> dict[str, float]:
+def _kv_bits(run: Run) -> dict[str, int]:
     planned = {
         str(v.get("name")): v.get("kv_bits") for v in run.info.get("plan", {}).get("variants", ())
     }
-    return {name: float(planned.get(name) or 16) for name in run.variants}
+    return {name: int(planned.get(name) or 16) for name in run.variants}
 
 
 def _peak(data: ReportData, name: str, shape: CacheShape, weights: float) -> Peak | None:
@@ -108,6 +95,10 @@ def _peak(data: ReportData, name: str, shape: CacheShape, weights: float) -> Pea
     return Peak(measured, held + cache, batch * tokens)
 
 
+def _cache(shape: CacheShape, context: int, bits: int) -> int:
+    return kv_cache_bytes(shape, context, kv_bits_stored(bits, context))
+
+
 def capacity(data: ReportData) -> Capacity | str:
     """The memory of every variant with a size, or why it cannot be modelled."""
     config = parent_config(data.run)
@@ -125,8 +116,8 @@ def capacity(data: ReportData) -> Capacity | str:
     bits = _kv_bits(data.run)
     memory, users, peaks = {}, {}, {}
     for name, size in weights.items():
-        memory[name] = tuple(size + kv_cache_bytes(shape, c, bits[name]) for c in contexts)
-        each = kv_cache_bytes(shape, at, bits[name])
+        memory[name] = tuple(size + _cache(shape, c, bits[name]) for c in contexts)
+        each = _cache(shape, at, bits[name])
         users[name] = tuple(users_that_fit(m, size, each) for m in DEVICES.values())
         peak = _peak(data, name, shape, size)
         if peak is not None:
@@ -137,7 +128,9 @@ def capacity(data: ReportData) -> Capacity | str:
         *(n[0].upper() + n[1:] + "." for n in shape.notes),
     ]
     if any(b != 16 for b in bits.values()):
-        notes.append("Scales of a quantized KV cache are not counted.")
+        notes.append(
+            "A quantized KV cache keeps scales and its last tokens whole; both are counted."
+        )
     return Capacity(contexts, at, weights, bits, memory, users, peaks, tuple(notes))
 
 

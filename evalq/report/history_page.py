@@ -96,9 +96,9 @@ def _matrix(releases: Sequence[Release], names: Sequence[str]) -> list[dict[str,
     """A row a (variant, slice, metric), those that fail in the newest release first."""
     keys: dict[tuple[str, str, str], None] = {}
     for release in releases:
-        for variant in release.variants:
-            for check in variant["checks"]:
-                keys[(str(variant["variant"]), str(check["slice"]), str(check["metric"]))] = None
+        for judged in release.variants:
+            for each in judged["checks"]:
+                keys[(str(judged["variant"]), str(each["slice"]), str(each["metric"]))] = None
     rows = []
     for variant, slice_, metric in keys:
         cells = []

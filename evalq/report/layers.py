@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
-from evalq.artifacts.identity import MANIFEST
 from evalq.compare import Run
 from evalq.report.palette import TIERS
 from evalq.report.svg import element, root, text
@@ -47,19 +43,6 @@ class Layer:
     sensitivity: Mapping[float, float]
 
 
-def _record(run: Run, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    if entry.get("layers"):
-        return layer_record(entry)
-    name = Path(str(entry.get("path") or "")).name
-    if not name:
-        return {}
-    try:
-        found = json.loads((run.path / "artifacts" / name / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return layer_record(found) if isinstance(found, dict) else {}
-
-
 def _keyed(values: Mapping[str, float]) -> dict[float, float]:
     out = {}
     for bits, value in values.items():
@@ -71,11 +54,10 @@ def _keyed(values: Mapping[str, float]) -> dict[float, float]:
 
 
 def mixed_layers(run: Run) -> dict[str, tuple[Layer, ...]]:
-    """By variant, the layers of those whose layers differ in bits; from run.json or the artifact
-    inside the run directory."""
+    """By variant, the layers of those whose layers differ in bits."""
     out = {}
     for entry in run.info["variants"]:
-        record = _record(run, entry)
+        record = layer_record(entry)
         sensitivity = record.get("sensitivity", {})
         layers = []
         for layer in record.get("layers", ()):

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from evalq.errors import StoreError
 from evalq.schema import FORMAT_VERSION
+from evalq.store.migrate import migrate
 
 __all__ = ["RunDirectory", "atomic_write", "guard_disk"]
 
@@ -135,7 +136,9 @@ class RunDirectory:
             self._lock = None
 
     def read_info(self) -> dict[str, Any] | None:
-        """``run.json``, or ``None`` where there is none yet.
+        """``run.json`` as this version has it, or ``None`` where there is none yet.
+
+        One of an older format is brought up to date in memory; the file stays as it is.
 
         Raises:
             StoreError: it is no JSON, or of a newer format.
@@ -155,7 +158,7 @@ class RunDirectory:
                 f"{FORMAT_VERSION}",
                 hint="Install a newer evalq.",
             )
-        return info
+        return migrate(info, self.path)
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Replace ``run.json``."""
