@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evalq.errors import PlanError
-from evalq.models.lean.spec import Block, Decoder
+from evalq.models.lean.spec import Block, Decoder, side_by_side
 
 __all__ = ["Slots", "normalize", "read", "rotate"]
 
@@ -57,10 +57,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _attend(decoder: Decoder, block: Block, x: Tensor, slots: Slots, layer: int) -> Tensor:
     rows, width, _ = x.shape
     start, end = slots.filled, slots.filled + width
-    size = decoder.head_dim
-    q = block.q(x).view(rows, width, decoder.heads, size)
-    k = block.k(x).view(rows, width, decoder.kv_heads, size)
-    v = block.v(x).view(rows, width, decoder.kv_heads, size)
+    heads, few = decoder.heads, decoder.kv_heads
+    every = side_by_side(block.qkv, x).view(rows, width, heads + 2 * few, decoder.head_dim)
+    q, k, v = every.split((heads, few, few), 2)
     if block.q_norm is not None and block.k_norm is not None:
         q = normalize(q, block.q_norm, decoder.epsilon)
         k = normalize(k, block.k_norm, decoder.epsilon)
@@ -103,7 +102,8 @@ def read(decoder: Decoder, slots: Slots, tokens: Tensor) -> Tensor:
         x = normalize(h, block.attention_norm, decoder.epsilon)
         h = h + block.o(_attend(decoder, block, x, slots, layer))
         x = normalize(h, block.feed_forward_norm, decoder.epsilon)
-        h = h + block.down(functional.silu(block.gate(x)) * block.up(x))
+        gate, up = side_by_side(block.gate_up, x).chunk(2, -1)
+        h = h + block.down(functional.silu(gate) * up)
     slots.filled += width
     logits: Tensor = decoder.head(normalize(h[:, -1], decoder.norm, decoder.epsilon))
     return logits

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from evalq.errors import KernelError
+from evalq.models.lean import fused
 from evalq.models.lean.eager import Slots, normalize, rotate
-from evalq.models.lean.spec import Block, Decoder
+from evalq.models.lean.spec import Block, Decoder, side_by_side
 
 __all__ = ["GraphStep", "step"]
 
@@ -17,9 +21,9 @@ def _attend(
     decoder: Decoder, block: Block, x: Tensor, slots: Slots, layer: int, at: Tensor, seen: Tensor
 ) -> Tensor:
     rows, size, group = slots.rows, decoder.head_dim, decoder.heads // decoder.kv_heads
-    q = block.q(x).view(rows, decoder.heads, size)
-    k = block.k(x).view(rows, decoder.kv_heads, size)
-    v = block.v(x).view(rows, decoder.kv_heads, size)
+    few = decoder.kv_heads
+    every = side_by_side(block.qkv, x).view(rows, decoder.heads + 2 * few, size)
+    q, k, v = every.split((decoder.heads, few, few), 1)
     if block.q_norm is not None and block.k_norm is not None:
         q = normalize(q, block.q_norm, decoder.epsilon)
         k = normalize(k, block.k_norm, decoder.epsilon)
@@ -54,7 +58,8 @@ def step(decoder: Decoder, slots: Slots, tokens: Tensor, at: Tensor) -> Tensor:
         x = normalize(h, block.attention_norm, decoder.epsilon)
         h = h + block.o(_attend(decoder, block, x, slots, layer, at, seen))
         x = normalize(h, block.feed_forward_norm, decoder.epsilon)
-        h = h + block.down(functional.silu(block.gate(x)) * block.up(x))
+        gate, up = side_by_side(block.gate_up, x).chunk(2, -1)
+        h = h + block.down(functional.silu(gate) * up)
     logits: Tensor = decoder.head(normalize(h, decoder.norm, decoder.epsilon))
     return logits
 
@@ -78,16 +83,21 @@ class GraphStep:
         self._slots = slots
         self._tokens = torch.zeros(slots.rows, dtype=torch.int64, device=decoder.device)
         self._at = torch.zeros(1, dtype=torch.int64, device=decoder.device)
+        reason = fused.why_not(decoder)
+        self.kernels = "fused" if reason is None else f"torch: the fused kernels {reason}"
+        """What runs between the products."""
+        run: Callable[[Tensor, Tensor], Tensor]
+        run = fused.FusedStep(decoder, slots) if reason is None else partial(step, decoder, slots)
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode():
             stream = torch.cuda.Stream(decoder.device)
             stream.wait_stream(torch.cuda.current_stream(decoder.device))
             with torch.cuda.stream(stream):
                 for _ in range(2):
-                    step(decoder, slots, self._tokens, self._at)
+                    run(self._tokens, self._at)
             torch.cuda.current_stream(decoder.device).wait_stream(stream)
             with torch.cuda.graph(self._graph):
-                self._logits = step(decoder, slots, self._tokens, self._at)
+                self._logits = run(self._tokens, self._at)
         # The capture's runs wrote slot 0.
         slots.keys[:, :, :, 0] = 0
         slots.values[:, :, :, 0] = 0

@@ -59,8 +59,9 @@ class _Model(ctypes.Structure):
     )
 
 
-def _products(decoder: Decoder) -> list[Linear]:
-    return [getattr(b, name) for b in decoder.blocks for name in _PRODUCTS] + [decoder.head]
+def _products(block: Block) -> tuple[Linear, ...]:
+    """In the order of ``_PRODUCTS``."""
+    return (*block.qkv, block.o, *block.gate_up, block.down)
 
 
 def why_not(decoder: Decoder) -> str | None:
@@ -74,7 +75,9 @@ def why_not(decoder: Decoder) -> str | None:
         return "takes float32 and bfloat16 only"
     if decoder.head_dim % _LANES:
         return f"needs heads of a multiple of {_LANES} (these are {decoder.head_dim} wide)"
-    for layer in _products(decoder):
+    if any(len(_products(block)) != len(_PRODUCTS) for block in decoder.blocks):
+        return "takes products that were not joined"
+    for layer in (decoder.head, *(p for block in decoder.blocks for p in _products(block))):
         if isinstance(layer, QuantizedLinear):
             if layer.packed.kernel != "native":
                 return f"reads weights of the kernel native only, not of {layer.packed.kernel}"
@@ -120,7 +123,7 @@ class NativeStep:
             sin=self._float(slots.sin),
             count=len(decoder.blocks),
             hidden=decoder.hidden,
-            inner=decoder.blocks[0].gate.out_features,
+            inner=decoder.blocks[0].down.in_features,
             heads=decoder.heads,
             kv_heads=decoder.kv_heads,
             head_dim=decoder.head_dim,
@@ -143,8 +146,8 @@ class NativeStep:
         return self._keep(tensor.detach().to(torch.float32).contiguous())
 
     def _fill(self, layer: Any, block: Block, slots: Slots, index: int) -> None:
-        for name in _PRODUCTS:
-            setattr(layer, name, self._matrix(getattr(block, name)))
+        for name, product in zip(_PRODUCTS, _products(block), strict=True):
+            setattr(layer, name, self._matrix(product))
         for name in _NORMS:
             setattr(layer, name, self._float(getattr(block, name)))
         layer.keys = slots.keys[index].data_ptr()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from evalq.errors import ParentError
 from evalq.kernels.linear import QuantizedLinear
 
-__all__ = ["FAMILIES", "Block", "Decoder", "describe"]
+__all__ = ["FAMILIES", "Block", "Decoder", "Linear", "describe", "side_by_side"]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """``model_type`` of the models that are read."""
@@ -31,19 +31,32 @@ Linear = nn.Linear | QuantizedLinear
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """One layer: its products, and the weights of its norms ``[hidden]`` or ``[head_dim]``."""
+    """One layer.
 
-    q: Linear
-    k: Linear
-    v: Linear
+    Args:
+        qkv: products to queries, keys and values, or the one product that they were joined to.
+        o, down: products back to the residual stream.
+        gate_up: products to gate and up, or the one that they were joined to.
+        attention_norm, feed_forward_norm: weights of norms, ``[hidden]``.
+        q_norm, k_norm: weights of norms of each head, ``[head_dim]``.
+    """
+
+    qkv: tuple[Linear, ...]
     o: Linear
-    gate: Linear
-    up: Linear
+    gate_up: tuple[Linear, ...]
     down: Linear
     attention_norm: Tensor
     feed_forward_norm: Tensor
     q_norm: Tensor | None
     k_norm: Tensor | None
+
+
+def side_by_side(products: tuple[Linear, ...], x: Tensor) -> Tensor:
+    """The products of ``x``, one after the other in the last axis."""
+    if len(products) == 1:
+        joined: Tensor = products[0](x)
+        return joined
+    return torch.cat([product(x) for product in products], -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,11 +155,11 @@ def _block(module: Any, layer: Any) -> Block:
     _expect(module, layer.mlp, _FEED_FORWARD)
     attention, mlp = layer.self_attn, layer.mlp
     norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    heads = ("q_proj", "k_proj", "v_proj")
     return Block(
-        *(_linear(module, getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj")),
+        tuple(_linear(module, getattr(attention, name)) for name in heads),
         _linear(module, attention.o_proj),
-        _linear(module, mlp.gate_proj),
-        _linear(module, mlp.up_proj),
+        tuple(_linear(module, getattr(mlp, name)) for name in ("gate_proj", "up_proj")),
         _linear(module, mlp.down_proj),
         layer.input_layernorm.weight,
         layer.post_attention_layernorm.weight,
