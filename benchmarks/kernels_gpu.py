@@ -3,6 +3,7 @@
     python -m benchmarks.kernels_gpu check           # the grid against float64, in parallel
     python -m benchmarks.kernels_gpu tune --bits 4 --rows 1 16 64 256
     python -m benchmarks.kernels_gpu bench
+    python -m benchmarks.kernels_gpu w8a8            # int8 activations: against float64, and timed
 
 ``tune`` writes ``OUT/tuned.json`` (to be stored as ``evalq/kernels/tuned/<gpu>.json``), ``bench``
 writes ``OUT/bench.json``; ``OUT`` is ``--out``. Weights are rotated beyond the L2 cache, launches
@@ -27,13 +28,15 @@ from torch import Tensor
 from evalq.kernels.base import PackedWeight
 from evalq.kernels.op import pack, quantized_matmul
 from evalq.kernels.packing import QuantizedWeight, group_count
+from evalq.kernels.reference import quantize_activations
 from evalq.kernels.triton_gpu import TRITON
-from evalq.kernels.triton_launch import Launch, Problem, buckets
+from evalq.kernels.triton_launch import Launch, Problem, buckets, slug
 from evalq.kernels.triton_pack import SETS
 from evalq.schema import PerChannel, PerGroup, WeightScheme
 
 SHAPES = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
 """Columns (K) by rows (N) of a weight."""
+TABLES = Path(__file__).parent.parent / "evalq" / "kernels" / "tuned"
 ROTATE = 192 * 2**20
 """Bytes of weights that a timed loop passes over: several times the L2 cache."""
 
@@ -242,7 +245,7 @@ def tune(args: argparse.Namespace) -> None:
     print(f"tune: compiled in {time.time() - start:.0f} s, {failed} failed", flush=True)
     entries = []
     for bits in args.bits:
-        for columns, out in SHAPES:
+        for columns, out in args.shapes:
             weight = random_weight(bits, 128, True, (out, columns), torch.bfloat16)
             for rows in args.rows:
                 x = torch.randn(rows, columns, device="cuda").to(torch.bfloat16)
@@ -279,6 +282,19 @@ def tune(args: argparse.Namespace) -> None:
     )
 
 
+def merge(args: argparse.Namespace) -> None:
+    """Put the launches of ``OUT/tuned.json`` into the stored table of this GPU."""
+    found = json.loads((args.out / "tuned.json").read_text())
+    path = TABLES / f"{slug(found['gpu'])}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {"gpu": found["gpu"]}
+    key = ("bits", "rows", "out", "columns")
+    table = {tuple(e[k] for k in key): e for e in stored.get("launches", ())}
+    table |= {tuple(e[k] for k in key): e for e in found["launches"]}
+    text = json.dumps({**stored, "launches": list(table.values())}, indent=1) + "\n"
+    path.write_text(text)
+    (args.out / path.name).write_text(text)
+
+
 # -- bench ---------------------------------------------------------------------------------------
 
 
@@ -286,7 +302,7 @@ def bench(args: argparse.Namespace) -> None:
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: copy {bandwidth:.0f} GB/s")
     rows_out = []
-    for columns, out in SHAPES:
+    for columns, out in args.shapes:
         dense = [
             torch.randn(out, columns, device="cuda").to(torch.bfloat16)
             for _ in range(max(2, -(-ROTATE // (2 * out * columns))))
@@ -314,18 +330,58 @@ def bench(args: argparse.Namespace) -> None:
     )
 
 
+def w8a8(args: argparse.Namespace) -> None:
+    """int8 weights times int8 activations: against the reference in float64, and beside cuBLAS."""
+    worst, bad = 0.0, 0
+    for shape in ((203, 1075), (512, 1024), (4096, 4096)):
+        weight = random_weight(8, None, True, shape, torch.float32)
+        packed = pack(weight, "cuda", torch.bfloat16, "triton-int8", 8)
+        dense = dense64(weight)
+        for rows in (1, 2, 3, 16, 17, 64, 257):
+            x = torch.randn(rows, shape[1], device="cuda").to(torch.bfloat16)
+            result = quantized_matmul(x, packed)
+            expected = quantize_activations(x).double() @ dense.T
+            error = float((result.double() - expected).norm() / expected.norm())
+            again = quantized_matmul(x, packed)
+            bad += not (error <= 1e-2 and torch.equal(result, again))
+            worst = max(worst, error)
+            x[0, 7] = float("nan")
+            broken = quantized_matmul(x, packed)
+            bad += bool(torch.isfinite(broken[0]).any())
+            bad += rows > 1 and not torch.equal(broken[1:], result[1:])
+    print(f"w8a8: {bad} bad of 63, worst {worst:.2e}")
+    for columns, out in args.shapes:
+        weight = random_weight(8, None, True, (out, columns), torch.float32)
+        many = copies(pack(weight, "cuda", torch.bfloat16, "triton-int8", 8))
+        dense = torch.randn(out, columns, device="cuda").to(torch.bfloat16)
+        plain = [dense.clone() for _ in range(max(2, -(-ROTATE // dense.nbytes)))]
+        for rows in args.rows:
+            x = torch.randn(rows, columns, device="cuda").to(torch.bfloat16)
+            base = timed([lambda w=w, x=x: torch.nn.functional.linear(x, w) for w in plain])
+            micro = timed([lambda p=p, x=x: quantized_matmul(x, p) for p in many])
+            print(f"w8a8 M{rows} {columns}x{out} {micro:.1f} us, cuBLAS {base:.1f} us, "
+                  f"{base / micro:.2f}x", flush=True)  # fmt: skip
+
+
+def _shape(text: str) -> tuple[int, int]:
+    columns, out = text.split("x")
+    return int(columns), int(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="+", choices=("check", "tune", "bench"))
+    parser.add_argument("what", nargs="+", choices=("check", "tune", "merge", "bench", "w8a8"))
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4, 3, 2])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 2048])
     parser.add_argument("--widths", type=int, nargs="+", default=[32])
+    parser.add_argument("--shapes", type=_shape, nargs="+", default=SHAPES, metavar="KxN")
     parser.add_argument("--budget", type=float, default=240, help="seconds of tuning")
     parser.add_argument("--processes", type=int, default=14)
     parser.add_argument("--out", type=Path, default=Path("."))
     args = parser.parse_args()
     for what in args.what:
-        {"check": check, "tune": tune, "bench": bench}[what](args)
+        jobs = {"check": check, "tune": tune, "merge": merge, "bench": bench, "w8a8": w8a8}
+        jobs[what](args)
 
 
 if __name__ == "__main__":
