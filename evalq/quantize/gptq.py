@@ -14,7 +14,9 @@ from torch import Tensor
 
 from evalq.errors import NonFiniteError, QuantizationError
 from evalq.kernels.packing import QuantizedWeight, group_index, group_size
+from evalq.quantize.columns import round_block
 from evalq.quantize.grid import Grid, minmax_grid, search_grid
+from evalq.quantize.refine import refine_weight
 from evalq.schema import WeightScheme
 
 __all__ = ["GptqSettings", "GptqStats", "block_importance", "gptq_weight", "inverse_factor"]
@@ -30,6 +32,7 @@ class GptqSettings:
     act_order: bool = True
     block_size: int = 128
     scale_search: str = "weighted"
+    refine: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def gptq_weight(
         hessian: float32 ``[in, in]``, mean of ``x x'`` over the calibration tokens.
         scheme: bits, symmetry and groups.
         dtype: of the stored scales.
-        settings: damping, order, block size and scale search.
+        settings: damping, order, block size, scale search and passes of refinement.
 
     Raises:
         NonFiniteError: a NaN or infinity in the Hessian.
@@ -125,6 +128,9 @@ def gptq_weight(
     zeros = None if scheme.symmetric else grid.zeros.to(torch.uint8)
     shape = (int(weight.shape[0]), int(weight.shape[1]))
     quantized = QuantizedWeight(codes, grid.scales, zeros, scheme, shape)
+    if settings.refine:
+        damped = hessian + torch.diag_embed((damping * hessian.diagonal().mean()).expand(shape[1]))
+        quantized = refine_weight(weight, quantized, damped, settings.refine, settings.block_size)
     return quantized, GptqStats(damping, escalations, int(dead.sum()))
 
 
@@ -156,7 +162,7 @@ def _round_columns(
     columns = rest.shape[0]
     for start in range(0, columns, settings.block_size):
         stop = min(start + settings.block_size, columns)
-        errors = _round_block(
+        errors = round_block(
             rest[start:stop],
             upper[start:stop, start:stop],
             scales[start:stop],
@@ -167,23 +173,3 @@ def _round_columns(
         if stop < columns:
             rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1.0)
     return codes.T.to(torch.uint8)
-
-
-def _round_block(
-    rest: Tensor, upper: Tensor, scales: Tensor, zeros: Tensor, codes: Tensor, top: int
-) -> Tensor:
-    """Round one block of columns in place; returns their errors, each over its own diagonal.
-
-    All are ``[columns, out]`` but ``upper``, ``[columns, columns]``; ``codes`` is filled.
-    """
-    errors = torch.empty_like(rest)
-    diagonal = upper.diagonal().tolist()
-    for i in range(rest.shape[0]):
-        column, scale, zero = rest[i], scales[i], zeros[i]
-        code = torch.round(column / scale + zero).clamp_(0, top)
-        codes[i] = code
-        error = (column - (code - zero) * scale) / diagonal[i]
-        errors[i] = error
-        if i + 1 < rest.shape[0]:
-            rest[i + 1 :].addr_(upper[i, i + 1 :], error, alpha=-1.0)
-    return errors
