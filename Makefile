@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench bench-gate install sample clean help
+.PHONY: demo test test-slow check bench bench-gate install sample screenshots docs clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,6 +23,13 @@ demo: $(STAMP) ## the main job on the built-in parent: quantize, evaluate, compa
 
 sample: demo ## render the sample report that is in the repository from the demo's run
 	rm -rf reports/demo && mkdir -p reports && cp -r runs/demo/report reports/demo
+
+screenshots: $(STAMP) ## of the sample report, for the README and the site (needs Chromium)
+	$(BIN)/python docs/hooks/screenshots.py
+
+docs: $(STAMP) ## build the documentation site into build/site, strictly
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: check ## all fast tests
 	$(BIN)/python -m pytest
