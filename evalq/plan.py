@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -99,20 +100,67 @@ class VariantPlan(_Section):
         return Path(self.artifact).name
 
 
+_SHARE = re.compile(r"(.+?)=(\d+(?:\.\d*)?|\.\d+)(?:,|$)")
+
+
+def parse_shares(source: str | Mapping[str, float]) -> dict[str, float]:
+    """A calibration source as shares by name; one source alone has the share 1.
+
+    >>> parse_shares("suite:math=0.5,text.txt=0.5")
+    {'suite:math': 0.5, 'text.txt': 0.5}
+
+    Raises:
+        ValueError: a part without a share, a share that is not positive, a source named twice, or
+            shares that do not add up to 1.
+    """
+    if isinstance(source, str):
+        parts = [(m[1], float(m[2])) for m in _SHARE.finditer(source)]
+        if not parts or Path(source).is_file():
+            if not source.strip():
+                raise ValueError("a source is empty")
+            return {source: 1.0}
+        if _SHARE.sub("", source):
+            raise ValueError("a mixture names each source with its share: a.txt=0.7,b.txt=0.3")
+    else:
+        parts = list(source.items())
+    shares = dict(parts)
+    if not parts or len(shares) != len(parts) or not all(name.strip() for name in shares):
+        raise ValueError("a mixture names every source once")
+    if not all(0 < share <= 1 for share in shares.values()):
+        raise ValueError("a share is above 0 and at most 1")
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"shares add up to {sum(shares.values()):g}, not 1")
+    return shares
+
+
 class CalibrationPlan(_Section):
     """Text that methods calibrate on.
 
     Args:
         source: ``auto`` (the built-in parent's own text, and for other parents the prose that
             ships with Python), a file (.txt, .jsonl), ``suite:NAME`` (the training split of its
-            tasks).
+            tasks), ``workload:FILE`` (a user's items), or a mixture of them with shares that add
+            up to 1: ``suite:math=0.5,text.txt=0.5``, or a mapping in a plan.
         samples: windows.
         length: tokens a window.
+        allow_overlap: go on where the text holds items that are evaluated; reports say so.
     """
 
-    source: str = "auto"
+    source: str | dict[str, float] = "auto"
     samples: int = Field(128, ge=1)
     length: int = Field(512, ge=8)
+    allow_overlap: bool = False
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_a_mixture(cls, value: str | dict[str, float]) -> str | dict[str, float]:
+        parse_shares(value)
+        return value
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each source's share of the windows, in the order given."""
+        return parse_shares(self.source)
 
 
 class FidelityPlan(_Section):

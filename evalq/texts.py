@@ -1,6 +1,7 @@
 """Plain text that methods calibrate on and that distributions are compared on.
 
-A source is ``auto``, a file, or ``suite:NAME`` (the training split of its tasks). ``auto`` is the
+A source is ``auto``, a file, ``suite:NAME`` (the training split of its tasks) or ``workload:FILE``
+(a user's items). ``auto`` is the
 built-in parent's own text, and for every other parent the language reference that ships with
 Python (``pydoc_data.topics``, English prose with code): it is on every machine, and two thirds
 of its topics calibrate and one third is held out.
@@ -26,11 +27,13 @@ Purpose = Literal["calibration", "fidelity"]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with the id that intervals are clustered by, and its slice."""
+    """A text with the id that intervals are clustered by, its slice, and lm-eval's hash of it where
+    it is a document of a task."""
 
     text: str
     document: str
     slice: str = "prose"
+    doc_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,11 @@ class TextSource:
 
 
 def read_documents(path: Path) -> list[Document]:
-    """Documents of a ``.jsonl`` file (``text``, optional ``document`` and ``slice``; or ``prompt``
-    and ``target``), or of a text file (one document a block between form feeds, else the whole).
+    """Documents of a file of text.
+
+    A ``.jsonl`` has one a line: ``text`` (optional ``document`` and ``slice``), or an item of a
+    workload (``prompt`` and ``target``, or ``choices`` and ``answer``). Any other file is one text,
+    or one a block between form feeds.
 
     Raises:
         TaskError: no such file, no text in it, a line that is no JSON (its number is given).
@@ -71,8 +77,11 @@ def read_documents(path: Path) -> list[Document]:
 
 
 def _jsonl_documents(path: Path, content: str) -> list[Document]:
+    from evalq.tasks import item_text
+
     documents = []
-    for number, line in enumerate(content.splitlines(), 1):
+    # JSON allows other line ends within a text, U+2028 among them.
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -81,12 +90,12 @@ def _jsonl_documents(path: Path, content: str) -> list[Document]:
             raise TaskError(f"{path}, line {number}: no JSON ({error})") from None
         text = None
         if isinstance(row, dict):
-            text = row.get("text")
-            if text is None and isinstance(row.get("prompt"), str):
-                text = row["prompt"] + str(row.get("target", ""))
+            text = row["text"] if "text" in row else item_text(row)
         if not isinstance(text, str):
             raise TaskError(
-                f"{path}, line {number}: neither 'text' nor 'prompt' is there as a string"
+                f"{path}, line {number}: no text in it",
+                hint="A line needs 'text', or 'prompt' with 'target' or with 'choices' and "
+                "'answer'.",
             )
         name = str(row.get("document", f"{path.name}:{number}"))
         documents.append(Document(text, name, str(row.get("slice", "prose"))))
@@ -113,19 +122,27 @@ def _builtin(purpose: Purpose) -> TextSource:
 
 
 def _from_suites(names: Sequence[str], data_dir: str) -> Iterable[Document]:
-    from evalq.tasks import load_suite, training_text
+    from evalq.tasks import load_suite, training_documents
 
     for name in names:
         for task in load_suite(name).tasks:
-            for i, text in enumerate(training_text(task, data_dir)):
-                yield Document(text, f"{task.task}#{i}", task.slice)
+            for i, found in enumerate(training_documents(task, data_dir)):
+                yield Document(found.text, f"{task.task}#{i}", task.slice, found.doc_hash)
+
+
+def _from_workload(file: str) -> Iterable[Document]:
+    from evalq.tasks import workload_texts
+
+    for item in workload_texts(file):
+        name = f"{Path(file).name}:{item.item_id}"
+        yield Document(item.text, name, f"workload/{item.slice}" if item.slice else "workload")
 
 
 def resolve_text(source: str, purpose: Purpose, builtin_parent: bool, data_dir: str) -> TextSource:
     """The documents of a source.
 
     Args:
-        source: ``auto``, ``builtin``, a file, or ``suite:NAME[,NAME]``.
+        source: ``auto``, ``builtin``, a file, ``suite:NAME[,NAME]`` or ``workload:FILE``.
         purpose: the halves of ``auto`` are disjoint by purpose.
         builtin_parent: what ``auto`` means.
         data_dir: where local copies of datasets are.
@@ -145,4 +162,6 @@ def resolve_text(source: str, purpose: Purpose, builtin_parent: bool, data_dir: 
                 hint="Give a text file instead, or a suite whose tasks have one.",
             )
         return TextSource(source, documents)
+    if source.startswith("workload:"):
+        return TextSource(source, tuple(_from_workload(source.removeprefix("workload:"))))
     return TextSource(source, tuple(read_documents(Path(source))))

@@ -18,6 +18,7 @@ FLOORS = {
     **dict.fromkeys(("stats", "kernels", "tasks", "store", "memory"), 1),
     **dict.fromkeys(("quantize", "artifacts", "models"), 2),
     **dict.fromkeys(("texts", "evaluate", "fidelity", "cost", "compare", "gate"), 3),
+    "calibrate": 3,
     **dict.fromkeys(("serve", "audit", "frontier", "run"), 3),
     **dict.fromkeys(("report", "cli"), 4),
 }
@@ -30,6 +31,8 @@ WITHIN = {
         ("models", "quantize"),
     },
     3: {
+        ("calibrate", "texts"),
+        ("run", "calibrate"),
         ("run", "texts"),
         ("fidelity", "texts"),
         ("run", "evaluate"),

@@ -29,18 +29,25 @@ def test_files(tmp_path: Path) -> None:
     assert [d.text for d in read_documents(tmp_path / "a.txt")] == ["one", "two"]
     (tmp_path / "b.jsonl").write_text(
         '{"text": "x", "document": "D", "slice": "math"}\n\n{"prompt": "2+2=", "target": 4}\n'
+        '{"text": "one\u2028two"}\n{"prompt": "Sky?\\n", "choices": ["red", "blue"], "answer": 1}\n'
+        '{"prompt": "a", "target": ["b", "c"]}\n{"prompt": "bare"}\n'
     )
-    first, second = read_documents(tmp_path / "b.jsonl")
+    first, second, *rest = read_documents(tmp_path / "b.jsonl")
     assert (first.text, first.document, first.slice) == ("x", "D", "math")
-    assert (second.text, second.document) == ("2+2=4", "b.jsonl:3")
+    assert (second.text, second.document) == ("2+2= 4", "b.jsonl:3")
+    assert [d.text for d in rest] == ["one\u2028two", "Sky?\nblue", "a b", "bare"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: no JSON"),
-        ("a.jsonl", b'{"txt": "x"}\n', "line 1: neither"),
-        ("a.jsonl", b"[1]\n", "line 1: neither"),
+        ("a.jsonl", b'{"txt": "x"}\n', "line 1: no text"),
+        ("a.jsonl", b"[1]\n", "line 1: no text"),
+        ("a.jsonl", b'{"prompt": "a", "target": {}}\n', "line 1: no text"),
+        ("a.jsonl", b'{"prompt": "a", "choices": ["b"], "answer": 3}\n', "line 1: no text"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1: no text"),
+        ("a.jsonl", b'{"text": " "}\n', "holds no text"),
         ("a.txt", b"  \n", "holds no text"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
     ],

@@ -23,7 +23,7 @@ from evalq.artifacts.write import (
 )
 from evalq.errors import ArtifactError, PlanError
 from evalq.quantize.api import quantize
-from evalq.quantize.calibration import Calibration
+from evalq.quantize.calibration import Calibration, overlap_warning
 from evalq.quantize.config import METHODS, resolve_options
 from evalq.quantize.linear import decoder_layers, linears, weight_shape
 from evalq.schema import PerGroup, Scheme, content_hash
@@ -240,6 +240,9 @@ def _manifest(
     parent: Any, model: QuantizedModel, recipe: dict[str, Any], types: StoredTypes, format: str
 ) -> dict[str, Any]:
     warnings = list(model.warnings)
+    overlap = overlap_warning(model.calibration)
+    if overlap:
+        warnings.append(overlap)
     if parent.source.kind == "gguf":
         warnings.append(
             f"The parent's values come from a GGUF file; unquantized tensors are stored as "
@@ -257,6 +260,10 @@ def _manifest(
         "seed": model.seed,
         "calibration": None if model.calibration is None else dict(model.calibration),
         "warnings": warnings,
-        "layers": [asdict(report) for report in model.reports],
+        "layers": [
+            {**asdict(report), "bits": model.layers[report.name].scheme.bits}
+            for report in model.reports
+        ],
+        **model.details,
         "seconds": model.seconds,
     }

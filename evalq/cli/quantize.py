@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from evalq.artifacts.base import Artifact
+    from evalq.plan import Plan
     from evalq.progress import Progress
     from evalq.quantize.calibration import Calibration
 
@@ -43,30 +45,23 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _calibration(
-    parent: Any, builtin: bool, plan: Any, seed: int, data_dir: str, progress: Progress
+    loaded: Any, plan: Plan, evaluated: Sequence[str], progress: Progress
 ) -> Calibration:
-    from evalq.quantize.calibration import calibration_from_texts
-    from evalq.texts import resolve_text
+    from evalq.calibrate import read_calibration
+    from evalq.tasks import build
 
-    source = resolve_text(plan.source, "calibration", builtin, data_dir)
-    progress.note(f"calibrating on {plan.samples} x {plan.length} tokens of {source.name}")
-    texts = (document.text for document in source.documents)
-    return calibration_from_texts(
-        texts, parent.tokenizer, plan.samples, plan.length, seed, source.name
+    wanted = plan.calibration
+    progress.note(f"calibrating on {wanted.samples} x {wanted.length} tokens")
+    suites = [name for name in evaluated if not Path(name.partition(":")[0]).is_file()]
+    workloads = [name for name in evaluated if name not in suites]
+    return read_calibration(
+        wanted,
+        loaded.tokenizer,
+        builtin_parent=plan.parent == "builtin",
+        seed=plan.seed,
+        data_dir=plan.data_dir,
+        tasks=build(suites, workloads, data_dir=plan.data_dir) if evaluated else (),
     )
-
-
-def _bridge(progress: Progress) -> Any:
-    """A method's ``(layer, share done)`` as steps of a stage of a hundred."""
-    done = 0
-
-    def tell(layer: str, share: float) -> None:
-        nonlocal done
-        steps = int(100 * share) - done
-        done += steps
-        progress.advance(steps, layer)
-
-    return tell
 
 
 def _summary(artifact: Artifact) -> str:
@@ -106,8 +101,22 @@ def command(
         list[str] | None, typer.Option(help="NAME=VALUE, an option of the method; repeat it.")
     ] = None,
     calibration: Annotated[
-        str, typer.Option(help="auto, a text or JSONL file, or suite:NAME.")
+        str,
+        typer.Option(
+            help="auto, a text or JSONL file, suite:NAME, workload:FILE, or a mixture with shares: "
+            "suite:math=0.5,text.txt=0.5."
+        ),
     ] = "auto",
+    evaluated: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A suite or workload file that the artifact will be judged by: none of its items "
+            "may be in the calibration text; repeat it."
+        ),
+    ] = None,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Calibrate on evaluated items nevertheless.")
+    ] = False,
     samples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
     length: Annotated[int, typer.Option(help="Tokens a window.")] = 512,
     data_dir: Annotated[str, typer.Option(help="Local copies of datasets.")] = "",
@@ -128,6 +137,7 @@ def command(
     """
     from evalq.cli._progress import terminal_progress
     from evalq.plan import parse_plan
+    from evalq.progress import layer_steps
 
     # The plan checks widths, sizes and calibration as it does for a run.
     plan = parse_plan(
@@ -143,7 +153,12 @@ def command(
                     "options": dict(_option(text) for text in option or []),
                 }
             ],
-            "calibration": {"source": calibration, "samples": samples, "length": length},
+            "calibration": {
+                "source": calibration,
+                "samples": samples,
+                "length": length,
+                "allow_overlap": allow_overlap,
+            },
             "engine": {"device": device, "trust_remote_code": trust_remote_code},
             "data_dir": data_dir,
             "seed": seed,
@@ -166,9 +181,7 @@ def command(
         loaded = load_parent(plan.parent, plan.engine)
         text = None
         if chosen.needs_calibration:
-            builtin = plan.parent == "builtin"
-            text = _calibration(loaded, builtin, plan.calibration, seed, data_dir, progress)
-        progress.start(f"{method} {variant.scheme}", 100, "%")
+            text = _calibration(loaded, plan, evaluated or (), progress)
         artifact = make_artifact(
             loaded,
             variant.scheme,
@@ -177,7 +190,7 @@ def command(
             variant.options,
             seed,
             out,
-            _bridge(progress),
+            layer_steps(progress, f"{method} {variant.scheme}"),
             artifact_format,
         )
     if json_output:

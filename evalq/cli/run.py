@@ -54,8 +54,16 @@ def command(
         str | None, typer.Option(help="Local copies of datasets, one folder each.")
     ] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="auto, a text or JSONL file, or suite:NAME.")
+        str | None,
+        typer.Option(
+            help="auto, a text or JSONL file, suite:NAME, workload:FILE, or a mixture with shares: "
+            "suite:math=0.5,text.txt=0.5."
+        ),
     ] = None,
+    allow_overlap: Annotated[
+        bool,
+        typer.Option("--allow-overlap", help="Calibrate on evaluated items; reports say so."),
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; auto by default.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; auto by default.")
@@ -87,6 +95,7 @@ def command(
         "name": name,
         "data_dir": data_dir,
         "calibration.source": calibration,
+        "calibration.allow_overlap": allow_overlap or None,
         "engine.device": device,
         "engine.dtype": dtype,
         "engine.threads": threads,

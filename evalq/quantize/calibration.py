@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from evalq.errors import QuantizationError
 
-__all__ = ["Calibration", "calibration_from_file", "calibration_from_texts", "read_texts"]
+__all__ = ["Calibration", "calibration_from_texts", "overlap_warning"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,12 +25,16 @@ class Calibration:
         source: where the text is from, for the record.
         hash: SHA-256 of shape and ids.
         seed: that the windows were drawn with.
+        parts: of a mixture, what each source gave (source, share, windows, hash).
+        overlap: how many evaluated items were looked for in the text, and found.
     """
 
     tokens: Tensor
     source: str
     hash: str
     seed: int = 0
+    parts: tuple[Mapping[str, Any], ...] = ()
+    overlap: Mapping[str, Any] | None = None
 
     @property
     def samples(self) -> int:
@@ -69,6 +71,8 @@ class Calibration:
             "samples": self.samples,
             "length": self.length,
             "seed": self.seed,
+            "parts": [dict(part) for part in self.parts],
+            "overlap": None if self.overlap is None else dict(self.overlap),
         }
 
 
@@ -113,52 +117,15 @@ def calibration_from_texts(
     return Calibration.from_tokens(torch.from_numpy(windows), source, seed)
 
 
-def calibration_from_file(
-    path: Path, tokenizer: Any, samples: int, length: int, seed: int
-) -> Calibration:
-    """Calibration on a text file or on JSON lines; see :func:`read_texts`.
-
-    Raises:
-        QuantizationError: a file that cannot be read, or with too little text in it.
-    """
-    return calibration_from_texts(read_texts(path), tokenizer, samples, length, seed, str(path))
-
-
-def read_texts(path: Path) -> Sequence[str]:
-    """Texts of a file: a ``.jsonl`` gives one a line (``text``, or ``prompt`` + ``target``).
-
-    Any other file is one text in UTF-8.
-
-    Raises:
-        QuantizationError: no such file, not UTF-8, or a line that is no JSON or has no text (with
-            the line's number).
-    """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise QuantizationError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise QuantizationError(f"{path} is not UTF-8 text") from None
-    if path.suffix != ".jsonl":
-        return [content]
-    lines = content.split("\n")
-    return [_line_text(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
-
-
-def _line_text(path: Path, number: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise QuantizationError(f"{path}, line {number}: not JSON ({error})") from None
-    if isinstance(row, dict):
-        if isinstance(row.get("text"), str):
-            return str(row["text"])
-        if isinstance(row.get("prompt"), str) and isinstance(row.get("target"), str):
-            joint = "" if row["prompt"][-1:].isspace() or row["target"][:1].isspace() else " "
-            return f"{row['prompt']}{joint}{row['target']}"
-    raise QuantizationError(
-        f"{path}, line {number}: no text in it",
-        hint="A line needs 'text', or 'prompt' and 'target', as strings.",
+def overlap_warning(record: Mapping[str, Any] | None) -> str:
+    """What reports say of a calibration record whose text holds evaluated items, else ``""``."""
+    overlap = (record or {}).get("overlap") or {}
+    if not overlap.get("items"):
+        return ""
+    return (
+        f"The calibration text holds {overlap['items']} of the {overlap['checked_items']} "
+        "evaluated items (allowed by --allow-overlap): what methods with calibration lose on "
+        "them is understated."
     )
 
 

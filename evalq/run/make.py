@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evalq.errors import PlanError
 from evalq.plan import Plan, VariantPlan
-from evalq.progress import Progress
+from evalq.progress import Progress, layer_steps
 from evalq.schema import content_hash
 from evalq.store import guard_disk
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evalq.models.base import LoadedModel
     from evalq.quantize.calibration import Calibration
 
-__all__ = ["calibration_for", "check_methods", "make_variant", "open_variant"]
+__all__ = ["check_methods", "make_variant", "open_variant"]
 
 
 def check_methods(plan: Plan) -> None:
@@ -38,27 +38,6 @@ def check_methods(plan: Plan) -> None:
                 hint=f"It makes {', '.join(map(str, method.bits))}.",
             )
         resolve_options(method, variant.options)
-
-
-def calibration_for(plan: Plan, tokenizer: Any, builtin_parent: bool) -> Calibration:
-    """The plan's calibration windows, as tokens of the parent's tokenizer.
-
-    Raises:
-        EvalqError: no such text, or too little of it.
-    """
-    from evalq.quantize.calibration import calibration_from_texts
-    from evalq.texts import resolve_text
-
-    wanted = plan.calibration
-    source = resolve_text(wanted.source, "calibration", builtin_parent, plan.data_dir)
-    return calibration_from_texts(
-        (d.text for d in source.documents),
-        tokenizer,
-        wanted.samples,
-        wanted.length,
-        plan.seed,
-        source.name,
-    )
 
 
 def _slug(label: str) -> str:
@@ -101,15 +80,7 @@ def make_variant(
     known = _known_recipes(folder)
     if recipe_hash in known:
         return open_artifact(known[recipe_hash], recipe_hash)
-    progress.start(f"quantize {variant.label}", 1000, "per mille of the layers")
-    done = 0
-
-    def step(layer: str, share: float) -> None:
-        nonlocal done
-        now = round(share * 1000)
-        progress.advance(max(0, now - done), layer)
-        done = max(done, now)
-
+    step = layer_steps(progress, f"quantize {variant.label}")
     making = folder / f".making-{recipe_hash[:16]}"
     made = make_artifact(
         parent, variant.scheme, variant.method, calibration, variant.options, seed, making, step

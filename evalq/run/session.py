@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from evalq.errors import PlanError, StoreError
 from evalq.evaluate import evaluate
-from evalq.fidelity import ParentPass, Window, compare_to_parent, cut_windows, run_parent
+from evalq.fidelity import ParentPass, compare_to_parent, run_parent
 from evalq.memory import shape_config
 from evalq.plan import EnginePlan, Plan, VariantPlan
 from evalq.progress import NullProgress, Progress
 from evalq.run.info import git_commit, machine, packages
-from evalq.run.make import calibration_for, check_methods, make_variant, open_variant
+from evalq.run.inputs import Inputs, note_calibration, read_inputs
+from evalq.run.make import check_methods, make_variant
 from evalq.run.resolve import resolve_variants
 from evalq.run.timing import PARENT, time_variants
 from evalq.schema import FidelityRecord, ItemRecord, content_hash
@@ -34,9 +35,7 @@ from evalq.store.layers import layer_record
 if TYPE_CHECKING:
     from evalq.artifacts.base import Artifact
     from evalq.models.base import Engine, LoadedModel
-    from evalq.quantize.calibration import Calibration
     from evalq.tasks.bridge import BuiltTask
-    from evalq.texts import TextSource
 
 __all__ = ["CONTROL", "PARENT", "run_plan"]
 
@@ -170,7 +169,8 @@ def _measure(session: _Session) -> None:
     )
     _check_tasks(session.tasks)
     session.info["suites"] = _suite_info(session.tasks)
-    inputs = _read_inputs(plan, parent)
+    inputs = read_inputs(plan, parent, session.tasks)
+    note_calibration(session.info, inputs.calibration)
     # Only now does the directory belong to this plan: a fault in the input leaves it free.
     session.save_info()
 
@@ -242,34 +242,7 @@ def _suite_info(tasks: Sequence[BuiltTask]) -> list[dict[str, Any]]:
     return list(suites.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """What is read beside the tasks; all of it before the first request, so that a fault in it does
-    not cost an hour."""
-
-    calibration: Calibration | None
-    text: TextSource | None
-    windows: list[Window]
-    given: dict[str, Artifact]
-
-
-def _read_inputs(plan: Plan, parent: LoadedModel) -> _Inputs:
-    from evalq.quantize.config import METHODS
-    from evalq.texts import resolve_text
-
-    builtin = parent.source.demonstration
-    calibration = text = None
-    windows: list[Window] = []
-    if any(v.method and METHODS.get(v.method).needs_calibration for v in plan.variants):
-        calibration = calibration_for(plan, parent.tokenizer, builtin)
-    if plan.fidelity.enabled:
-        text = resolve_text(plan.fidelity.source, "fidelity", builtin, plan.data_dir)
-        windows = cut_windows(text, parent.tokenizer, plan.fidelity.length, plan.fidelity.windows)
-    given = {v.label: open_variant(Path(v.artifact)) for v in plan.variants if v.artifact}
-    return _Inputs(calibration, text, windows, given)
-
-
-def _with_parent(session: _Session, parent: LoadedModel, inputs: _Inputs) -> list[_Made]:
+def _with_parent(session: _Session, parent: LoadedModel, inputs: Inputs) -> list[_Made]:
     """All that needs the parent in memory: its artifacts, its answers, its pass over text."""
     plan = session.plan
     made = _artifacts(session, parent, inputs)
@@ -292,7 +265,7 @@ def _with_parent(session: _Session, parent: LoadedModel, inputs: _Inputs) -> lis
     return made
 
 
-def _artifacts(session: _Session, parent: LoadedModel, inputs: _Inputs) -> list[_Made]:
+def _artifacts(session: _Session, parent: LoadedModel, inputs: Inputs) -> list[_Made]:
     from evalq.quantize.config import METHODS
 
     made = []
@@ -336,7 +309,10 @@ def _with_variant(session: _Session, made: _Made) -> dict[str, Any]:
         engine, label, artifact.hash, session.tasks, session.journal, session.progress
     )
     _fidelity_of(session, label, content_hash([label, artifact.hash]), model)
-    return _variant_row(made, model)
+    row = _variant_row(made, model)
+    # What is said of the whole run is not said again of every variant.
+    row["warnings"] = [w for w in row["warnings"] if w not in session.info["warnings"]]
+    return row
 
 
 def _with_control(session: _Session, parent_hash: str) -> dict[str, Any]:

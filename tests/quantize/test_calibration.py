@@ -5,12 +5,7 @@ import pytest
 import torch
 
 from evalq.errors import QuantizationError
-from evalq.quantize.calibration import (
-    Calibration,
-    calibration_from_file,
-    calibration_from_texts,
-    read_texts,
-)
+from evalq.quantize.calibration import Calibration, calibration_from_texts
 
 
 class Letters:
@@ -81,38 +76,3 @@ def test_the_hash_is_that_of_the_ids():
 def test_tokens_that_are_none(tokens):
     with pytest.raises(QuantizationError, match="matrix of ids"):
         Calibration.from_tokens(tokens, "x")
-
-
-def test_reading_json_lines(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "one\u2028two"}\n\n{"prompt": "1+1=", "target": "2"}\n')
-    assert read_texts(path) == ["one\u2028two", "1+1= 2"]
-
-
-def test_reading_text(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    assert read_texts(path) == [TEXT]
-    assert calibration_from_file(path, Letters(), 2, 8, 0).source == str(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"text": "a"}\n{"text"\n', "line 2: not JSON"),
-        (b'{"words": "a"}\n', "line 1: no text"),
-        (b'{"prompt": "a", "target": 3}\n', "line 1: no text"),
-        (b'["a"]\n', "line 1: no text"),
-        (b"\xff\xfe", "not UTF-8"),
-    ],
-)
-def test_files_that_cannot_be_read(tmp_path, content, message):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(QuantizationError, match=message):
-        read_texts(path)
-
-
-def test_no_such_file(tmp_path):
-    with pytest.raises(QuantizationError, match="cannot read"):
-        read_texts(tmp_path / "missing.txt")

@@ -1,0 +1,81 @@
+"""What a run reads beside its tasks; all of it before the first request, so that a fault in it does
+not cost an hour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalq.calibrate import read_calibration
+from evalq.fidelity import Window, cut_windows
+from evalq.plan import Plan
+from evalq.run.make import open_variant
+
+if TYPE_CHECKING:
+    from evalq.artifacts.base import Artifact
+    from evalq.models.base import LoadedModel
+    from evalq.quantize.calibration import Calibration
+    from evalq.tasks.bridge import BuiltTask
+    from evalq.texts import TextSource
+
+__all__ = ["Inputs", "note_calibration", "read_inputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Text and artifacts of a run.
+
+    Args:
+        calibration: for methods that need it; ``None`` where none does.
+        text: that distributions are compared on, or ``None``.
+        windows: of that text.
+        given: artifacts that the user ships already, by label.
+    """
+
+    calibration: Calibration | None
+    text: TextSource | None
+    windows: list[Window]
+    given: dict[str, Artifact]
+
+
+def read_inputs(plan: Plan, parent: LoadedModel, tasks: Sequence[BuiltTask]) -> Inputs:
+    """Everything that ``plan`` names.
+
+    Raises:
+        EvalqError: no such text, too little of it, an evaluated item in the calibration text, or a
+            directory that is no artifact.
+    """
+    from evalq.quantize.config import METHODS
+    from evalq.texts import resolve_text
+
+    builtin = parent.source.demonstration
+    calibration = text = None
+    windows: list[Window] = []
+    if any(v.method and METHODS.get(v.method).needs_calibration for v in plan.variants):
+        calibration = read_calibration(
+            plan.calibration,
+            parent.tokenizer,
+            builtin_parent=builtin,
+            seed=plan.seed,
+            data_dir=plan.data_dir,
+            tasks=tasks,
+        )
+    if plan.fidelity.enabled:
+        text = resolve_text(plan.fidelity.source, "fidelity", builtin, plan.data_dir)
+        windows = cut_windows(text, parent.tokenizer, plan.fidelity.length, plan.fidelity.windows)
+    given = {v.label: open_variant(Path(v.artifact)) for v in plan.variants if v.artifact}
+    return Inputs(calibration, text, windows, given)
+
+
+def note_calibration(info: dict[str, Any], calibration: Calibration | None) -> None:
+    """Put what variants are calibrated on into ``info`` (run.json), with a warning where variants
+    are judged by that very text."""
+    from evalq.quantize.calibration import overlap_warning
+
+    record = None if calibration is None else calibration.record()
+    info["calibration"] = record
+    warning = overlap_warning(record)
+    if warning and warning not in info["warnings"]:
+        info["warnings"].append(warning)
