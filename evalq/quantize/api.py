@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from evalq.errors import PlanError, QuantizationError
+from evalq.errors import PlanError, QuantizationError, nearest
 from evalq.kernels.packing import QuantizedWeight
+from evalq.quantize.allocate import parse_bits
 from evalq.quantize.calibration import Calibration
 from evalq.quantize.capture import LayerCall, Stream, capture_inputs, head_inputs
 from evalq.quantize.config import METHODS, Method, check_scheme, resolve_options
@@ -50,6 +51,7 @@ class QuantizedModel:
         warnings: what a user should know of.
         calibration: its record, or ``None``.
         seconds: wall time.
+        details: what else the method has to say, as JSON values.
     """
 
     method: str
@@ -64,6 +66,7 @@ class QuantizedModel:
     warnings: tuple[str, ...]
     calibration: Mapping[str, Any] | None
     seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def apply_to(self, module: nn.Module) -> None:
         """Write the dequantized weights and the changed tensors into a copy of the parent.
@@ -135,6 +138,7 @@ def quantize(
     shapes = _shapes(module, layers_name, layers, job)
     if not shapes:
         raise QuantizationError("no layer is left to quantize", hint="Check the option 'skip'.")
+    _check_layer_bits(job, [name for name, _ in shapes])
     check_widths(shapes, scheme.weights)
     device = next(module.parameters()).device
     training = module.training
@@ -143,6 +147,7 @@ def quantize(
         _run(job, module, layers_name, layers, calibration, device, progress)
     finally:
         module.train(training)
+    details = _distill(job, module, calibration, progress) if chosen.distills else {}
     transposed = frozenset(
         n for n in job.layers if not _is_expert(job, n) and _is_transposed(module, n)
     )
@@ -159,7 +164,55 @@ def quantize(
         warnings=job.all_warnings(),
         calibration=calibration.record() if calibration and chosen.needs_calibration else None,
         seconds=time.monotonic() - start,
+        details=details,
     )
+
+
+def _check_layer_bits(job: Job, names: Sequence[str]) -> None:
+    """Raise where a width is given to a layer that there is none of, or that is left alone."""
+    # Experts are stored stacked: their layers have names only once they are split.
+    homes = {n.rpartition(".")[0] for n in names}
+    stacked = tuple(f"{h}." for h in homes if h.endswith("experts"))
+    for name in job.layer_bits:
+        if name not in names and not name.startswith(stacked):
+            raise PlanError(f"layer_bits names {name}", hint=nearest(name, names))
+
+
+def _distill(
+    job: Job,
+    module: PreTrainedModel,
+    calibration: Calibration | None,
+    progress: Callable[[str, float], None] | None,
+) -> dict[str, Any]:
+    """Train what rounding left against the parent; returns what is to be recorded."""
+    from evalq.quantize.distill import DistillSettings, distill
+
+    if calibration is None:
+        raise PlanError(f"method {job.method.name!r} needs calibration text")
+    options = job.options
+    settings = DistillSettings(
+        epochs=int(options["epochs"]),
+        windows=int(options["windows"]),
+        scale_rate=float(options["scale_rate"]),
+        code_rate=float(options["code_rate"]),
+        products=_products(job),
+        seed=job.seed,
+    )
+
+    def tell(share: float) -> None:
+        if progress:
+            progress("distillation", share)
+
+    result = distill(module, job.layers, job.dense, calibration.tokens, settings, tell)
+    job.layers.update(result.layers)
+    job.reports[:] = [_trained(report, module, job.layers[report.name]) for report in job.reports]
+    return {
+        "distillation": {
+            "first_epoch_kl": result.before,
+            "last_epoch_kl": result.after,
+            "steps": result.steps,
+        }
+    }
 
 
 def _run(
@@ -193,6 +246,16 @@ def _run(
         progress("done", 1.0)
 
 
+def _trained(report: LayerReport, module: nn.Module, weight: QuantizedWeight) -> LayerReport:
+    """The report with the weight error of what training left; experts are not trained."""
+    try:
+        before = get_weight(module.get_submodule(report.name)).to("cpu", torch.float32)
+    except AttributeError:
+        return report
+    error = float((weight.dequantize() - before).norm() / before.norm().clamp_min(1e-30))
+    return replace(report, weight_error=error)
+
+
 def _products(job: Job) -> torch.dtype:
     named = str(job.options["products"])
     if named == "auto":
@@ -217,7 +280,16 @@ def _job(
     heads = getattr(config, "num_attention_heads", 0) or 0
     width = getattr(config, "hidden_size", 0) or 0
     head_dim = getattr(config, "head_dim", None) or (width // heads if heads else 0)
-    return Job(method, scheme.weights, options, scale_dtype, stored, int(head_dim), seed)
+    return Job(
+        method,
+        scheme.weights,
+        options,
+        scale_dtype,
+        stored,
+        int(head_dim),
+        seed,
+        layer_bits=parse_bits(str(options["layer_bits"])),
+    )
 
 
 def _shapes(

@@ -67,6 +67,7 @@ class Method:
         options: what may be set, by name.
         folds: activation-aware scales are folded into the preceding norm or linear (AWQ).
         compensates: rounding errors are moved on to columns not yet rounded (GPTQ).
+        distills: scales (and codes) are trained afterwards on the parent's distribution.
         smooths: the folded scales weigh activations, which are rounded too, against weights
             (SmoothQuant); it makes schemes with 8-bit activations only.
     """
@@ -78,6 +79,7 @@ class Method:
     options: Mapping[str, Option] = field(default_factory=dict)
     folds: bool = False
     compensates: bool = False
+    distills: bool = False
     smooths: bool = False
 
 
@@ -89,6 +91,9 @@ _COMMON = {
         choices=("auto", "float32", "bfloat16", "float16"),
     ),
     "skip": Option("", "layers left as they are: comma-separated parts of their names"),
+    "layer_bits": Option(
+        "", "widths of single layers, LAYER=BITS with commas between (what --target-bits makes)"
+    ),
 }
 _DATA = {
     "batch_tokens": Option(4096, "tokens that pass through a layer at a time", low=1),
@@ -122,6 +127,13 @@ _AWQ = {
 _SMOOTH = {
     "grid": Option(20, "strengths tried for each place that takes up scales", low=1, high=200),
     "clip": Option(False, "search the clipping of each row of weights"),
+}
+
+_DISTILL = {
+    "epochs": Option(4, "times that distillation goes over the calibration windows", low=1),
+    "windows": Option(4, "calibration windows a step of distillation", low=1),
+    "scale_rate": Option(1e-3, "largest relative step of a scale", low=0.0, high=0.1),
+    "code_rate": Option(0.0, "largest step of a code in levels; 0 trains scales alone", low=0.0),
 }
 
 METHODS: Registry[Method] = Registry("method")
@@ -193,6 +205,18 @@ _register(
         folds=True,
         compensates=True,
         smooths=True,
+    )
+)
+
+
+_register(
+    Method(
+        "gptq+kd",
+        "GPTQ, then scales distilled against the parent's distribution (arXiv 2407.11062)",
+        needs_calibration=True,
+        options={**_COMMON, **_DATA, **_GPTQ, **_DISTILL},
+        compensates=True,
+        distills=True,
     )
 )
 

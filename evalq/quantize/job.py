@@ -25,7 +25,8 @@ class LayerReport:
         name: full name of the layer.
         method: that made it.
         weight_error: ``|W - Q| / |W|`` (Frobenius), folded scales divided out where they apply.
-        output_error: the same of the outputs over the calibration tokens, or ``None`` without.
+        output_error: the same of the outputs over the calibration tokens as rounded (before any
+            distillation), or ``None`` without.
         tokens: calibration tokens that the layer saw.
         damping: share of the Hessian's mean diagonal that was added, or ``None``.
         escalations: times that the damping had to be raised.
@@ -105,6 +106,7 @@ class Job:
         head_dim: width of an attention head, or 0.
         seed: for probes.
         activation_bits: that inputs of quantized layers are rounded to, or ``None``.
+        layer_bits: widths of single layers, by full name.
         layers, dense, reports, warnings, experts: results.
     """
 
@@ -116,6 +118,7 @@ class Job:
     head_dim: int
     seed: int
     activation_bits: int | None = None
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
     layers: dict[str, QuantizedWeight] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
@@ -136,6 +139,11 @@ class Job:
             more = f" (and {len(where) - 1} more layers)" if len(where) > 1 else ""
             shared.append(f"{where[0]}{more}: {what}")
         return (*shared, *self.warnings)
+
+    def scheme_of(self, name: str) -> WeightScheme:
+        """How the layer of that full name is stored; a single layer may have its own width."""
+        bits = self.layer_bits.get(name, self.scheme.bits)
+        return WeightScheme(bits, self.scheme.granularity, self.scheme.symmetric)
 
     @property
     def skip(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from evalq.quantize.linear import (
 )
 from evalq.quantize.rtn import rtn_weight
 from evalq.quantize.smooth import KEPT_TOKENS, round_inputs, search_smoothing
+from evalq.schema import WeightScheme
 
 PROBE_TOKENS = 16
 _SMALLEST_OUTPUT = 16
@@ -87,7 +88,7 @@ def quantize_decoder_layer(
         small = stream.hidden[0][:1, :PROBE_TOKENS]
         folds = find_folds(layer, trace, small, probe, job.head_dim, job.seed)
         _note_unfolded(job, name, blocks, folds)
-        _fold_scales(job, layer, folds, wanted, seen, strengths)
+        _fold_scales(job, layer, name, folds, wanted, seen, strengths)
     first, replay, finished = True, Replay(), set(modules) - wanted
     for stage in trace.stages:
         blocks = tuple(b for b in stage if wanted.intersection(b.names))
@@ -174,6 +175,7 @@ def _note_unfolded(job: Job, name: str, blocks: tuple[Block, ...], folds: list[F
 def _fold_scales(
     job: Job,
     layer: nn.Module,
+    prefix: str,
     folds: list[Fold],
     wanted: set[str],
     seen: dict[str, InputStatistics],
@@ -185,7 +187,10 @@ def _fold_scales(
             continue
         statistics = seen[consumers[0]]
         weights = [get_weight(layer.get_submodule(c)) for c in consumers]
-        choice = _search(job, fold, weights, statistics)
+        # One search for all that read the channels: for the coarsest of them.
+        schemes = (job.scheme_of(f"{prefix}.{c}") for c in consumers)
+        scheme = min(schemes, key=lambda s: s.bits)
+        choice = _search(job, fold, weights, statistics, scheme)
         columns = apply_fold(layer, fold, choice.scales, job.stored)
         scaled = statistics.scaled(columns)
         for consumer in fold.consumers:
@@ -193,7 +198,9 @@ def _fold_scales(
             strengths[consumer] = choice.strength
 
 
-def _search(job: Job, fold: Fold, weights: list[Tensor], statistics: InputStatistics) -> AwqChoice:
+def _search(
+    job: Job, fold: Fold, weights: list[Tensor], statistics: InputStatistics, scheme: WeightScheme
+) -> AwqChoice:
     grid = int(job.options["grid"])
     if job.method.smooths:
         assert statistics.largest is not None
@@ -203,7 +210,7 @@ def _search(job: Job, fold: Fold, weights: list[Tensor], statistics: InputStatis
             statistics.largest,
             fold.rows,
             fold.channels,
-            job.scheme,
+            scheme,
             bits=job.activation_bits or 8,
             grid=grid,
         )
@@ -213,7 +220,7 @@ def _search(job: Job, fold: Fold, weights: list[Tensor], statistics: InputStatis
         statistics.magnitude,
         fold.rows,
         fold.channels,
-        job.scheme,
+        scheme,
         grid=grid,
         duo_scaling=bool(job.options["duo_scaling"]),
     )
@@ -235,12 +242,31 @@ def finish_block(
         statistics: of their input, or ``None``.
         strengths: AWQ's exponents by name.
     """
+    schemes = {part: job.scheme_of(_full(prefix, part)) for part in modules}
+    for scheme in dict.fromkeys(schemes.values()):
+        alike = {part: m for part, m in modules.items() if schemes[part] == scheme}
+        _finish_alike(job, prefix, alike, statistics, strengths)
+
+
+def _full(prefix: str, part: str) -> str:
+    return f"{prefix}.{part}" if prefix else part
+
+
+def _finish_alike(
+    job: Job,
+    prefix: str,
+    modules: Mapping[str, nn.Module],
+    statistics: InputStatistics | None,
+    strengths: Mapping[str, float],
+) -> None:
+    """:func:`finish_block` for layers of one scheme."""
     weights = {name: get_weight(module) for name, module in modules.items()}
+    scheme = job.scheme_of(_full(prefix, next(iter(modules))))
     joined = torch.cat(list(weights.values()))
-    quantized, stats = _quantize_joined(job, prefix, joined, statistics)
+    quantized, stats = _quantize_joined(job, prefix, joined, statistics, scheme)
     start = 0
     for part, weight in weights.items():
-        name = f"{prefix}.{part}" if prefix else part
+        name = _full(prefix, part)
         piece = quantized.rows(start, start + weight.shape[0])
         start += weight.shape[0]
         values = piece.dequantize()
@@ -270,22 +296,26 @@ def finish_block(
 
 
 def _quantize_joined(
-    job: Job, prefix: str, weight: Tensor, statistics: InputStatistics | None
+    job: Job,
+    prefix: str,
+    weight: Tensor,
+    statistics: InputStatistics | None,
+    scheme: WeightScheme,
 ) -> tuple[QuantizedWeight, GptqStats | None]:
     if statistics is None or statistics.tokens == 0:
         # Without calibration by design, or an expert that saw no token (which is reported).
         clip = str(job.options["clip"]) if not job.method.needs_calibration else "mse"
-        return rtn_weight(weight, job.scheme, job.scale_dtype, clip), None
+        return rtn_weight(weight, scheme, job.scale_dtype, clip), None
     if job.method.compensates:
         names = ("damping", "act_order", "block_size", "scale_search", "refine")
         settings = GptqSettings(**{n: job.options[n] for n in names})
         try:
-            return gptq_weight(weight, statistics.hessian, job.scheme, job.scale_dtype, settings)
+            return gptq_weight(weight, statistics.hessian, scheme, job.scale_dtype, settings)
         except QuantizationError as error:
             message = f"{prefix}: {error.message}"
             raise type(error)(message, hint=error.hint) from None
     clip_search = bool(job.options["clip"])
-    return awq_weight(weight, statistics.hessian, job.scheme, job.scale_dtype, clip_search), None
+    return awq_weight(weight, statistics.hessian, scheme, job.scale_dtype, clip_search), None
 
 
 def _keep_changed(

@@ -5,9 +5,11 @@ in order; nothing is written between two columns. Tensors are ``[columns, out]``
 neighbouring threads read neighbouring rows.
 """
 
-from __future__ import annotations
+# Triton's language is no Python that a type checker understands, and it refuses annotations that
+# are not its own.
+# mypy: ignore-errors
 
-from typing import Any
+from __future__ import annotations
 
 import torch
 import triton
@@ -20,7 +22,7 @@ _TILE = 16
 
 
 @triton.jit
-def _nearest_even(value: Any) -> Any:
+def _nearest_even(value):
     """Round half to even, as torch.round does (values stay far below 2**22)."""
     big = 12582912.0
     return (value + big) - big
@@ -28,18 +30,18 @@ def _nearest_even(value: Any) -> Any:
 
 @triton.jit
 def _round_kernel(
-    rest_ptr: Any,
-    upper_ptr: Any,
-    scale_ptr: Any,
-    zero_ptr: Any,
-    code_ptr: Any,
-    error_ptr: Any,
-    columns: Any,
-    out: Any,
-    top: Any,
+    rest_ptr,
+    upper_ptr,
+    scale_ptr,
+    zero_ptr,
+    code_ptr,
+    error_ptr,
+    columns: tl.constexpr,
+    out,
+    top,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
-) -> None:
+):
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
     cols = tl.arange(0, BLOCK)
     inside = (cols[:, None] < columns) & (rows[None, :] < out)
@@ -64,17 +66,17 @@ def _round_kernel(
 
 @triton.jit
 def _descend_kernel(
-    pull_ptr: Any,
-    hessian_ptr: Any,
-    scale_ptr: Any,
-    code_ptr: Any,
-    move_ptr: Any,
-    columns: Any,
-    out: Any,
-    top: Any,
+    pull_ptr,
+    hessian_ptr,
+    scale_ptr,
+    code_ptr,
+    move_ptr,
+    columns: tl.constexpr,
+    out,
+    top,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
-) -> None:
+):
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
     cols = tl.arange(0, BLOCK)
     inside = (cols[:, None] < columns) & (rows[None, :] < out)

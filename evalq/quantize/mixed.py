@@ -1,0 +1,121 @@
+"""From a budget to the widths of single layers, and what is recorded of the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evalq.errors import QuantizationError
+from evalq.quantize.allocate import Allocation, Unit, allocate, format_bits
+from evalq.quantize.sensitivity import measure_sensitivity
+from evalq.schema import WeightScheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+__all__ = ["MIXED_WIDTHS", "Mixed", "mixed_precision", "target_of_bytes"]
+
+MIXED_WIDTHS = (2, 3, 4, 5, 6, 8)
+"""Widths that an allocation chooses from by default."""
+
+SENSITIVITY_TOKENS = 8192
+"""Tokens of calibration text that sensitivities are measured on; more changes ranks little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """An allocation with what it was made from.
+
+    Args:
+        allocation: the widths.
+        units: layers that share a width, with their measured divergences.
+        target_bits: the budget, bits a weight.
+    """
+
+    allocation: Allocation
+    units: tuple[Unit, ...]
+    target_bits: float
+
+    @property
+    def layer_bits(self) -> str:
+        """The value of a method's option ``layer_bits``."""
+        return format_bits(self.allocation.bits)
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of it; ``sensitivity`` is KL in nats a token by layer and width."""
+        return {
+            "allocation": {
+                "target_bits": self.target_bits,
+                "average_bits": self.allocation.average,
+                "expected_kl": self.allocation.divergence,
+                "optimal": self.allocation.optimal,
+            },
+            "sensitivity": {
+                layer: {str(width): value for width, value in unit.divergence.items()}
+                for unit in self.units
+                for layer in unit.layers
+            },
+        }
+
+
+def sensitivity_windows(tokens: Tensor) -> Tensor:
+    """The first windows, as many as :data:`SENSITIVITY_TOKENS` hold and at least one."""
+    return tokens[: max(1, SENSITIVITY_TOKENS // int(tokens.shape[1]))]
+
+
+def mixed_precision(
+    module: PreTrainedModel,
+    scheme: WeightScheme,
+    tokens: Tensor,
+    target_bits: float,
+    widths: Sequence[int] = MIXED_WIDTHS,
+    skip: Sequence[str] = (),
+    scale_bits: int = 16,
+    progress: Callable[[str, float], None] | None = None,
+) -> Mixed:
+    """The best widths of single layers for ``target_bits`` a weight.
+
+    Args:
+        module: the parent.
+        scheme: groups and symmetry; its bits do not count.
+        tokens: int64 ``[samples, length]``, whose next-token distributions count; sensitivities
+            are measured on the first :data:`SENSITIVITY_TOKENS`.
+        target_bits: most bits a weight over the quantized layers, scales and zeros included.
+        widths: to choose from.
+        skip: layers whose names hold one of these stay as they are.
+        scale_bits: bits of a stored scale.
+        progress: called with a layer's name and the share done.
+
+    Raises:
+        QuantizationError: a budget that the lowest widths exceed, or an unknown architecture.
+    """
+    chosen = sensitivity_windows(tokens)
+    units = measure_sensitivity(module, scheme, widths, chosen, skip, progress)
+    allocation = allocate(units, scheme, target_bits, scale_bits)
+    return Mixed(allocation, tuple(units), target_bits)
+
+
+def target_of_bytes(
+    max_bytes: int, parameters: Mapping[str, int], quantized: Mapping[str, int], dense_bits: int
+) -> float:
+    """Bits a weight that quantized layers may take so that the weight files hold ``max_bytes``.
+
+    Args:
+        max_bytes: of all tensors together.
+        parameters: elements of each stored tensor of the parent, by name.
+        quantized: elements of those that will be quantized, by name.
+        dense_bits: stored bits of the others' elements.
+
+    Raises:
+        QuantizationError: the tensors that stay as they are take as much already.
+    """
+    rest = sum(n for name, n in parameters.items() if name not in quantized) * dense_bits // 8
+    if rest >= max_bytes:
+        raise QuantizationError(
+            f"{max_bytes:,} bytes cannot be reached: embeddings, norms and other tensors that stay "
+            f"as they are take {rest:,}",
+            hint="Raise --max-bytes.",
+        )
+    return (max_bytes - rest) * 8 / sum(quantized.values())
