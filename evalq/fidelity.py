@@ -114,6 +114,23 @@ def _hidden(model: LoadedModel, ids: Tensor, mask: Tensor) -> Tensor:
     return out
 
 
+def _logits(model: LoadedModel, windows: list[Window]) -> Tensor:
+    """Logits ``[windows, tokens, vocabulary]``; through the cache where it is rounded."""
+    import torch
+
+    ids, mask = _padded(windows, model.device)
+    if model.kv_bits is None:
+        plain: Tensor = model.module(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return plain
+    from evalq.models.forward import Forward
+
+    width = ids.shape[1]
+    forward = Forward(model.module, ids.numel(), ids.numel(), model.kv_bits)
+    rows = [list(w.ids) for w in windows]
+    spans = forward.scan(forward.start(len(rows)), rows, width, "right")
+    return torch.cat([part for _, part in spans], 1)
+
+
 def _apply_head(head: Any, hidden: Tensor, softcap: float | None) -> Tensor:
     import torch
 
@@ -195,8 +212,7 @@ def compare_to_parent(
     results: list[list[FidelityRecord]] = [[] for _ in parent.windows]
     with torch.inference_mode():
         for rows in _batches(parent.windows, batch):
-            ids, mask = _padded([parent.windows[i] for i in rows], model.device)
-            logits = model.module(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            logits = _logits(model, [parent.windows[i] for i in rows])
             for row, i in enumerate(rows):
                 own = logits[row, : len(parent.windows[i].ids)]
                 results[i] = _window_records(variant, parent, i, own)

@@ -104,12 +104,13 @@ def turn_store(
 def attend(
     q_ptr, keys_ptr, values_ptr, at_ptr, most_ptr, sum_ptr, mixed_ptr, length, scale, splits,
     GROUP: tl.constexpr, WIDE: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr,
-    TILES: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """The queries of one key-value head over one span of ``TILE * TILES`` slots.
+    """The queries of one key-value head over one span of TILE slots.
 
     Program ``(row * kv_heads + kv, span)`` leaves the maximum, the sum of weights and the weighted
-    values ``[SIZE]`` of each of its GROUP heads (WIDE is GROUP rounded up to a power of two).
+    values ``[SIZE]`` of each of its GROUP heads (WIDE: padded for the tensor cores). Weights are
+    rounded to the dtype of the values, as transformers rounds them.
 
     Args:
         q_ptr: ``[rows, kv_heads * GROUP, SIZE]``; keys_ptr, values_ptr: ``[rows, kv_heads, length,
@@ -125,32 +126,23 @@ def attend(
     last = tl.load(at_ptr)
     g = tl.arange(0, WIDE)
     d = tl.arange(0, SIZE)
+    t = span * TILE + tl.arange(0, TILE)
+    seen = t <= last
     safe = tl.minimum(g, GROUP - 1)
-    q = tl.load(q_ptr + (unit * GROUP + safe[:, None]) * SIZE + d[None, :]).to(tl.float32) * scale
-    most = tl.full((WIDE,), float("-inf"), tl.float32)
-    total = tl.zeros((WIDE,), tl.float32)
-    mixed = tl.zeros((WIDE, SIZE), tl.float32)
-    base = unit * length * SIZE
-    for tile in tl.static_range(TILES):
-        start = (span * TILES + tile) * TILE
-        if start <= last:
-            t = start + tl.arange(0, TILE)
-            seen = t <= last
-            at = base + t[:, None] * SIZE + d[None, :]
-            keys = tl.load(keys_ptr + at, mask=seen[:, None], other=0.0).to(tl.float32)
-            scores = tl.sum(q[:, None, :] * keys[None, :, :], axis=2)
-            scores = tl.where(seen[None, :], scores, float("-inf"))
-            new = tl.maximum(most, tl.max(scores, axis=1))
-            weight = tl.exp(scores - new[:, None])
-            shrink = tl.exp(most - new)
-            values = tl.load(values_ptr + at, mask=seen[:, None], other=0.0).to(tl.float32)
-            mixed = mixed * shrink[:, None] + tl.sum(weight[:, :, None] * values[None], axis=1)
-            total = total * shrink + tl.sum(weight, axis=1)
-            most = new
+    q = tl.load(q_ptr + (unit * GROUP + safe[:, None]) * SIZE + d[None, :])
+    at = unit * length * SIZE + t[:, None] * SIZE + d[None, :]
+    keys = tl.load(keys_ptr + at, mask=seen[:, None], other=0.0)
+    values = tl.load(values_ptr + at, mask=seen[:, None], other=0.0)
+    scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    most = tl.max(scores, axis=1)
+    # A span beyond the last slot has no maximum, and its weights are zeros.
+    weight = tl.exp(scores - tl.where(most == float("-inf"), 0.0, most)[:, None])
+    mixed = tl.dot(weight.to(values.dtype), values, input_precision="ieee")
     keep = g < GROUP
     out = (unit * GROUP + g) * splits + span
     tl.store(most_ptr + out, most, mask=keep)
-    tl.store(sum_ptr + out, total, mask=keep)
+    tl.store(sum_ptr + out, tl.sum(weight, axis=1), mask=keep)
     tl.store(mixed_ptr + out[:, None] * SIZE + d[None, :], mixed, mask=keep[:, None])
 
 

@@ -59,6 +59,7 @@ class LoadedModel:
         device, dtype: where and in what the products are computed.
         execution: as in ``schema.CostRecord.execution``.
         source: where it came from.
+        kv_bits: that engines round its KV cache to (``kvcache``); ``None`` leaves it.
     """
 
     name: str
@@ -69,6 +70,7 @@ class LoadedModel:
     dtype: torch.dtype
     execution: str
     source: ModelSource
+    kv_bits: int | None = None
 
 
 class Engine(Protocol):

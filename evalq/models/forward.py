@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from evalq.errors import ParentError
+from evalq.models import kvcache
 
 __all__ = ["Forward", "Side", "SlabCache", "State"]
 
@@ -90,11 +91,43 @@ class _SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
-class SlabCache(Cache):
-    """A cache for models whose layers attend to all, or to a window, of what came before."""
+class _RoundedLayer(_SlabLayer):
+    """The same, with all but the recent tokens rounded to few bits (``kvcache``)."""
 
-    def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=_SlabLayer)
+    bits = 16
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._rounded = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the states of tokens of one aligned group, see ``kvcache.first_exact``."""
+        end = kvcache.first_exact(self.length)
+        if end > self._rounded and self.keys is not None and self.values is not None:
+            old = slice(self._rounded, end)
+            self.keys[..., old, :] = kvcache.round_keys(self.keys[..., old, :], self.bits)
+            self.values[..., old, :] = kvcache.round_values(self.values[..., old, :], self.bits)
+            self._rounded = end
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
+def _layer_class(bits: int | None) -> type[_SlabLayer]:
+    if bits is None:
+        return _SlabLayer
+    return type(f"_Rounded{bits}Layer", (_RoundedLayer,), {"bits": bits})
+
+
+class SlabCache(Cache):
+    """A cache for models whose layers attend to all, or to a window, of what came before.
+
+    Args:
+        bits: that all but the recent tokens are rounded to; ``None`` leaves them.
+    """
+
+    def __init__(self, bits: int | None = None) -> None:
+        super().__init__(layer_class_to_replicate=_layer_class(bits))
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) the rows of the batch with these indices; int64 ``[new rows]``."""
@@ -115,8 +148,8 @@ class State:
 
     __slots__ = ("cache", "lengths", "mask", "read")
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self.cache = SlabCache()
+    def __init__(self, rows: int, device: torch.device, bits: int | None = None) -> None:
+        self.cache = SlabCache(bits)
         self.mask: Tensor | None = None
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.read = 0
@@ -137,13 +170,19 @@ class Forward:
         module: a transformers causal LM in evaluation mode.
         tokens: at most so many tokens are read by one call of the module.
         logits: at most so many rows of logits are made by one call.
+        kv_bits: of the cache; rows then have to be of one length where they are padded on the left,
+            and are read in groups of 32 tokens.
 
     Raises:
         ParentError: an architecture whose layers keep something other than keys and values
             (recurrent states), or an encoder-decoder; neither can be padded and shared this way.
     """
 
-    def __init__(self, module: PreTrainedModel, tokens: int, logits: int) -> None:
+    def __init__(
+        self, module: PreTrainedModel, tokens: int, logits: int, kv_bits: int | None = None
+    ) -> None:
+        if kv_bits is not None:
+            kvcache.check_bits(kv_bits)
         config = module.config.get_text_config()
         types = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_TYPES
         if config.is_encoder_decoder or getattr(module, "_is_stateful", False) or types:
@@ -165,10 +204,16 @@ class Forward:
         # Padding between a shared prefix and a row's own tokens would shift a window that
         # transformers counts in columns.
         self.gaps = self._positions and not (sliding or window)
+        self.kv_bits = kv_bits
+        if kv_bits is not None and (sliding or window):
+            raise ParentError(
+                f"a KV cache of {kv_bits} bits is not rounded in layers that attend to a window",
+                hint="Leave kv_bits out for this model.",
+            )
 
     def start(self, rows: int) -> State:
         """The state of ``rows`` rows that have read nothing."""
-        return State(rows, self.device)
+        return State(rows, self.device, self.kv_bits)
 
     def read(self, state: State, rows: Sequence[Sequence[int]], side: Side) -> Tensor:
         """Read more tokens into every row, and predict what follows.
@@ -216,9 +261,13 @@ class Forward:
         tokens = torch.tensor(padded, dtype=torch.int64, device=self.device)
         mask = torch.tensor(real, dtype=torch.bool, device=self.device)
         full = all(len(row) == width for row in rows)
+        if self.kv_bits is not None and side == "left" and not full:
+            raise ValueError("rows of one length only: groups of the cache are counted in columns")
         start, first = 0, width - keep
         while start < width:
             end = min(width, start + max(1, self._limits[0] // len(rows)))
+            if self.kv_bits is not None:
+                end = min(end, start + kvcache.GROUP - state.read % kvcache.GROUP)
             if end > first:
                 # Only as many of the kept columns as their logits have room.
                 end = min(end, max(start, first) + max(1, self._limits[1] // len(rows)))

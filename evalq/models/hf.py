@@ -10,6 +10,8 @@ import torch
 import transformers
 
 from evalq.errors import EvalqError, ParentError, PlanError
+from evalq.memory import cache_shape
+from evalq.models import kvcache
 from evalq.models.base import LoadedModel
 from evalq.models.batching import Budget, Shape, pack
 from evalq.models.decoding import Stops, generate
@@ -21,13 +23,15 @@ from evalq.schema import Request, RequestKind, Response
 
 __all__ = ["TransformersEngine"]
 
-_REVISION = 1
+_REVISION = 2
 """Counted up whenever this engine's answers may change in any bit."""
 
 _KINDS: tuple[RequestKind, ...] = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 _LOGITS_BYTES = 1 << 30
 _ROWS = 256
 _KEPT = 4
+_KEPT_BYTES = 1 << 30
+"""Keys and values that are held at once, at most."""
 
 _UNAPPLIED: dict[str, Any] = {
     "no_repeat_ngram_size": 0,
@@ -83,11 +87,12 @@ class TransformersEngine:
         max_length = plan.max_length or own
         vocabulary = model.module.config.get_text_config().vocab_size
         logits = max(1, _LOGITS_BYTES // (4 * vocabulary))
-        self._forward = Forward(model.module, plan.batch_tokens, logits)
+        self._forward = Forward(model.module, plan.batch_tokens, logits, model.kv_bits)
         self._encoder = Encoder(model.tokenizer, max_length)
         self._ends = frozenset({self._encoder.eos, *_end_tokens(model.module)})
         self._penalty = _repetition_penalty(model.module)
-        self._kept = plan.batch_tokens * _KEPT
+        a_token = _kv_bytes(model)
+        self._kept = max(1, min(plan.batch_tokens * _KEPT, _KEPT_BYTES // a_token))
         self._scoring = Budget(plan.batch_tokens, self._kept, logits, 4 * _ROWS)
         # Prompts are read in spans of columns that fit, so only what is kept bounds a generation.
         self._generating = Budget(self._kept, self._kept, logits, _ROWS)
@@ -111,6 +116,8 @@ class TransformersEngine:
             "end_tokens": sorted(self._ends),
             "repetition_penalty": self._penalty,
         }
+        if model.kv_bits is not None:
+            self._settings["kv_cache"] = kvcache.settings(model.kv_bits)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -139,7 +146,7 @@ class TransformersEngine:
                 for limit in limits:
                     same = [i for i in chosen if self._prompt(requests[i]).limit == limit]
                     shapes = [Shape(self._prompt(requests[i]).tokens, 1, limit, 1) for i in same]
-                    cut = pack(shapes, self._generating)
+                    cut = self._cut(shapes, self._generating)
                     batches.extend([same[j] for j in batch] for batch in cut)
             elif kind == "loglikelihood":
                 batches.extend(self._plan_scoring(requests, chosen))
@@ -156,7 +163,7 @@ class TransformersEngine:
         for head, group in by_head.items():
             longest = max(len(self._scored(requests[i]).scored) for i in group)
             shapes.append(Shape(head, len(group), longest - 1, longest))
-        cut = pack(shapes, self._scoring)
+        cut = self._cut(shapes, self._scoring)
         return [[i for j in batch for i in groups[j]] for batch in cut]
 
     def _plan_rolling(self, requests: Sequence[Request], chosen: list[int]) -> list[list[int]]:
@@ -166,7 +173,20 @@ class TransformersEngine:
             longest = max((len(w.scored) for w in windows), default=1)
             head = max((w.head for w in windows), default=(0,), key=len)
             shapes.append(Shape(head, max(1, len(windows)), longest, longest))
-        return [[chosen[j] for j in batch] for batch in pack(shapes, self._scoring)]
+        return [[chosen[j] for j in batch] for batch in self._cut(shapes, self._scoring)]
+
+    def _cut(self, shapes: Sequence[Shape], budget: Budget) -> list[list[int]]:
+        """Batches; of prompts of one length where a rounded cache must not be padded."""
+        if self._forward.kv_bits is None:
+            return pack(shapes, budget)
+        lengths: dict[int, list[int]] = {}
+        for i, shape in enumerate(shapes):
+            lengths.setdefault(len(shape.head), []).append(i)
+        return [
+            [same[j] for j in batch]
+            for _, same in sorted(lengths.items())
+            for batch in pack([shapes[i] for i in same], budget)
+        ]
 
     def answer(self, requests: Sequence[Request]) -> list[Response]:
         """The responses to one batch, in its order.
@@ -213,8 +233,12 @@ class TransformersEngine:
         windows.sort(key=lambda pair: -len(pair[1].head) - len(pair[1].scored))
         width = max((len(w.head) + len(w.scored) for _, w in windows), default=1)
         size = max(1, self._kept // width)
-        for start in range(0, len(windows), size):
-            part = windows[start : start + size]
+        lengths = {len(w.head) for _, w in windows} if self._forward.kv_bits else {None}
+        parts = []
+        for length in sorted(lengths, key=str):
+            same = [pair for pair in windows if length in (None, len(pair[1].head))]
+            parts += [same[start : start + size] for start in range(0, len(same), size)]
+        for part in parts:
             for (i, _), (value, _) in zip(
                 part, score(self._forward, [w for _, w in part]), strict=True
             ):
@@ -285,6 +309,19 @@ class TransformersEngine:
         found = self._encoded[request]
         assert isinstance(found, list)
         return found
+
+
+def _kv_bytes(model: LoadedModel) -> int:
+    """Bytes that a token of one row keeps in all layers; 1 where the configuration says too little.
+
+    A window is not counted as less: a batch is planned for the longest that it may hold.
+    """
+    try:
+        shape = cache_shape(model.module.config.to_dict())
+    except EvalqError:
+        return 1
+    layers = shape.full + len(shape.windows)
+    return max(1, layers * shape.values * (torch.finfo(model.dtype).bits // 8))
 
 
 def _end_tokens(module: transformers.PreTrainedModel) -> list[int]:

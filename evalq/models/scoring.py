@@ -66,7 +66,8 @@ def score(forward: Forward, rows: Sequence[Scored]) -> list[tuple[float, bool]]:
         likeliest one given those before it (the lowest token id, at a tie).
     """
     heads = list(dict.fromkeys(row.head for row in rows))
-    if len(heads) == len(rows) and not shared_prefix(forward, heads):
+    apart = len(heads) == len(rows) and not shared_prefix(forward, heads)
+    if apart and forward.kv_bits is None:
         return _score_whole(forward, rows)
     state, logits = prefill(forward, heads)
     place = {head: i for i, head in enumerate(heads)}

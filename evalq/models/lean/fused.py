@@ -15,8 +15,8 @@ from evalq.models.lean.spec import Decoder, side_by_side
 
 __all__ = ["FusedStep", "why_not"]
 
-_TILE, _TILES = 16, 4
-"""Slots that a program looks at in one turn, and turns."""
+_TILE = 64
+"""Slots that one program of the attention looks at."""
 
 
 def why_not(decoder: Decoder) -> str | None:
@@ -40,7 +40,7 @@ class FusedStep:
 
     def __init__(self, decoder: Decoder, slots: Slots) -> None:
         self._decoder, self._slots = decoder, slots
-        self._splits = -(-slots.length // (_TILE * _TILES))
+        self._splits = -(-slots.length // _TILE)
         units = slots.rows * decoder.heads
         like = {"dtype": torch.float32, "device": decoder.device}
         self._most = torch.empty(units, self._splits, **like)  # type: ignore[call-overload]
@@ -81,8 +81,8 @@ class FusedStep:
         )  # fmt: skip
         attended[(rows * few, self._splits)](
             q, keys, values, at, self._most, self._sum, self._mixed, slots.length, size**-0.5,
-            self._splits, GROUP=group, WIDE=1 << (group - 1).bit_length(), SIZE=size, TILE=_TILE,
-            TILES=_TILES, num_warps=4, **self._extra,
+            self._splits, GROUP=group, WIDE=max(16, 1 << (group - 1).bit_length()), SIZE=size,
+            TILE=_TILE, num_warps=4, **self._extra,
         )  # fmt: skip
         out = qkv.new_empty(rows, decoder.heads * size)
         combined[(rows * decoder.heads,)](

@@ -88,6 +88,8 @@ class GraphStep:
         """What runs between the products."""
         run: Callable[[Tensor, Tensor], Tensor]
         run = fused.FusedStep(decoder, slots) if reason is None else partial(step, decoder, slots)
+        # Replays write into its buffers: they must not be freed while the graph is there.
+        self._run = run
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode():
             stream = torch.cuda.Stream(decoder.device)
