@@ -373,5 +373,8 @@ def _why(
         below = _best_of_size(cheaper, cheaper[-1].bytes)
         text += f" The next smaller, {below.variant}: {below.reasons[0]}."
     if mine.advisory:
-        text += f" Too few items to judge (under {plan.min_items}): {', '.join(mine.advisory)}."
+        few = ", ".join(mine.advisory[:3])
+        if len(mine.advisory) > 3:
+            few = f"{len(mine.advisory)} slices, such as {few}"
+        text += f" Too few items to judge (under {plan.min_items}): {few}."
     return text

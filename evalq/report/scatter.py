@@ -165,9 +165,10 @@ def _mark(spot: Spot, plane: _Plane) -> Markup:
 
 
 def _place_labels(
-    spots: Sequence[tuple[float, float, str, int]], size: tuple[float, float]
+    spots: Sequence[tuple[float, float, str, int]], box: tuple[float, float, float, float]
 ) -> list[Markup]:
-    """Each label in the first of a few places around its mark where it hits nothing."""
+    """Each label in the first of a few places around its mark where it hits nothing; one that
+    finds none is left out (its tip has the name)."""
     taken = [(x - 9, y - 9, x + 9, y + 9) for x, y, _, _ in spots]
     out = []
     for x, y, label, index in spots:
@@ -184,7 +185,7 @@ def _place_labels(
         for at, down, anchor in options:
             left = at - {"start": 0, "end": wide, "middle": wide / 2}[anchor]
             area = (left, down - 11, left + wide, down + 3)
-            inside = left >= 2 and left + wide <= size[0] - 2 and down < size[1]
+            inside = left >= box[0] - 4 and left + wide <= box[2] + 14 and down < box[3]
             hits = any(
                 area[0] < t[2] and t[0] < area[2] and area[1] < t[3] and t[1] < area[3]
                 for t in taken
@@ -241,5 +242,5 @@ def scatter(
     ]
     first = sorted((s for s in spots if s.named), key=lambda s: not s.chosen)
     named = [(*plane.at(s), short(s.label, 24), s.index) for s in first]
-    body += _place_labels(named, (size[0], bottom))
+    body += _place_labels(named, plane.box)
     return root(size, f"Accuracy against {axis.name}", body, "chart", plane.data)

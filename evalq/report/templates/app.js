@@ -364,7 +364,7 @@
   let frame = 0;
   rows.addEventListener("scroll", () => { if (!frame) frame = requestAnimationFrame(() => { frame = 0; draw(); }); }, { passive: true });
   rows.addEventListener("keydown", (e) => {
-    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 8, PageUp: -8 }[e.key];
+    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 7, PageUp: -7, Home: -shown.length, End: shown.length }[e.key];
     if (!step) return;
     e.preventDefault();
     const next = Math.min(shown.length - 1, Math.max(0, selected + step));
