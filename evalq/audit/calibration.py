@@ -28,12 +28,19 @@ from evalq.texts import resolve_text
 if TYPE_CHECKING:
     from evalq.texts import TextSource
 
-__all__ = ["Calibration", "CalibrationSettings", "Measured", "calibrate", "load_calibration"]
+__all__ = [
+    "SAFETY",
+    "Calibration",
+    "CalibrationSettings",
+    "Measured",
+    "calibrate",
+    "load_calibration",
+]
 
 Floats = NDArray[np.float64]
 VERSION = 1
 
-_SAFETY = 1.5
+SAFETY = 1.5
 """The floor is this much above the noisiest benign way: others exist that nobody tried here."""
 _SAME = 1e-8
 """Nats of KL below which two ways to run a model are one in the null of phase 2."""
@@ -265,15 +272,12 @@ def calibrate(
         scores[name] = panel.score(name, looked)
         progress.advance(detail=name)
     measured = _measure(panel, rows, reference, scores, settings.seed)
+    panel.drop([f"{BASE}@{how.name}" for how in benign])
     ways = [measured[f"{BASE}@{how.name}"] for how in benign]
     ladder = [measured[name] for name in panel.tiers]
-    floor = _SAFETY * max([_LEAST, *(max(m.sigma_ci[1], m.spread) for m in ways)])
+    floor = SAFETY * max([_LEAST, *(max(m.sigma_ci[1], m.spread) for m in ways)])
     loudest = max(ways, key=lambda m: m.rms)
-    null = [
-        {"name": m.name, "how": asdict(how)}
-        for m, how in zip(ways, benign, strict=True)
-        if m.kl > _SAME
-    ]
+    null = _representatives(ways, benign)
     probes, growth = _probes(panel, source, settings, floor, progress)
     return Calibration(
         parent={"name": panel.parent.name, "hash": panel.parent.hash, "spec": spec},
@@ -283,7 +287,7 @@ def calibrate(
         benign=tuple(ways),
         ladder=tuple(ladder),
         floor=floor,
-        rms_centre=loudest.rms + math.log(_SAFETY),
+        rms_centre=loudest.rms + math.log(SAFETY),
         rms_spread=max(0.25, loudest.rms_spread),
         near=tuple(m.name for m in ladder if max(m.sigma, m.spread) <= 2 * floor),
         null=tuple(null),
@@ -291,6 +295,16 @@ def calibrate(
         growth=growth,
         probes=tuple(probes),
     )
+
+
+def _representatives(ways: Sequence[Measured], benign: Sequence[Benign]) -> list[dict[str, Any]]:
+    """Ways that differ from the reference, and from one another in more than the batch."""
+    kept: list[tuple[Measured, Benign]] = []
+    for found, how in zip(ways, benign, strict=True):
+        twins = [m for m, h in kept if (h.dtype, h.attention) == (how.dtype, how.attention)]
+        if found.kl > _SAME and not any(abs(m.kl - found.kl) < _SAME for m in twins):
+            kept.append((found, how))
+    return [{"name": m.name, "how": asdict(h)} for m, h in kept]
 
 
 def _tier(panel: Panel, name: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ Api = Literal["completions", "chat"]
 
 _REFUSALS = frozenset({400, 404, 405, 415, 422, 501})
 _DEPTHS = (20, 5, 1)
+_USED = 5
+"""As many as calibration looks at."""
 _EXTRAS: Mapping[str, Any] = {
     "top_k": -1,
     "min_p": 0.0,
@@ -274,7 +276,8 @@ class Client:
             EndpointError: no attempt brought a usable answer.
         """
         known = self.capabilities
-        return self._send(ask, _Shape(known.api, known.extras, known.logprobs, known.seed))
+        depth = min(known.logprobs, _USED)
+        return self._send(ask, _Shape(known.api, known.extras, depth, known.seed))
 
     def _body(self, ask: Ask, shape: _Shape) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -405,9 +408,10 @@ def _shown(choice: Mapping[str, Any]) -> tuple[Shown, ...] | None:
             for t, top in zip(tokens, tops, strict=True)
         ]
     if ids is not None:
-        if out is None or len(out) != len(ids):
+        if out is None or len(out) < len(ids):
             return tuple(Shown(None, i) for i in ids)
-        return tuple(replace(s, token=i) for s, i in zip(out, ids, strict=True))
+        if len(out) == len(ids):
+            return tuple(replace(s, token=i) for s, i in zip(out, ids, strict=True))
     return tuple(out) if out else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,7 @@ class Panel:
         self._loaded: dict[str, LoadedModel] = {}
         self._cache: dict[tuple[str, str], TokenScores] = {}
         self.hashes: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     @property
     def parent(self) -> LoadedModel:
@@ -159,8 +161,10 @@ class Panel:
         Raises:
             EvalqError: it cannot be loaded.
         """
-        if name in self._loaded:
-            return self._loaded[name]
+        place = self._place(name)
+        if place in self._loaded:
+            self.hashes[name] = self._loaded[place].hash
+            return self._loaded[place]
         import psutil
 
         from evalq.models.activations import quantize_inputs
@@ -176,10 +180,23 @@ class Panel:
         self.hashes[name] = model.hash
         size = sum(p.numel() * p.element_size() for p in model.module.parameters())
         if psutil.virtual_memory().available < 3 * size:
-            for other in [n for n in self._loaded if n != BASE]:
+            for other in [p for p in self._loaded if p != self._place(BASE)]:
                 del self._loaded[other]
-        self._loaded[name] = model
+        self._loaded[place] = model
         return model
+
+    def _place(self, name: str) -> str:
+        """Ways that differ in batch or threads only run the same module."""
+        member = self.members[name]
+        return content_hash(
+            [member.spec, member.how.dtype, member.how.attention, member.how.input_bits]
+        )
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Give back the memory of these members, but for what another one runs as well."""
+        kept = {self._place(n) for n in self.members if n not in names}
+        for place in [p for p in self._loaded if p not in kept]:
+            del self._loaded[place]
 
     def score(self, name: str, rows: Sequence[Row]) -> list[TokenScores]:
         """Every row under one member, in their order; what was scored before is remembered.
@@ -187,6 +204,10 @@ class Panel:
         Raises:
             NonFiniteError: the model computes a NaN.
         """
+        with self._lock:
+            return self._score(name, rows)
+
+    def _score(self, name: str, rows: Sequence[Row]) -> list[TokenScores]:
         keys = [(name, row.key) for row in rows]
         fresh = {k: r for k, r in zip(keys, rows, strict=True) if k not in self._cache}
         if fresh:

@@ -134,7 +134,7 @@ class Session:
         self._lock = threading.Lock()
         self._spent_in = self._spent_out = 0
         self._answered = 0
-        self.rules = Rules(settings.alpha, prompts=min(settings.prompts, 10**6))
+        self.rules = Rules(settings.alpha, prompts=min(settings.prompts, len(calibration.probes)))
         rng = np.random.default_rng(settings.seed)
         # A fresh order for every seed: probes that came in the same order would be recognized.
         self._order = [int(i) for i in rng.permutation(len(calibration.probes))]
@@ -174,6 +174,23 @@ class Session:
         outcome.tokens, outcome.requests, outcome.usd = self.tokens, self._answered, self.usd
         outcome.warnings += self._remarks(outcome)
         return outcome
+
+    def collect(self, kind: Kind, count: int) -> list[Weighed]:
+        """Answers to so many requests, weighed, whatever they show; ``operate`` resamples them.
+
+        Raises:
+            EndpointError: the endpoint stops answering, or reads other prompts.
+        """
+        self._discover()
+        outcome = Outcome(decide([], self.calibration, self.rules, False))
+        out: list[Weighed] = []
+        for start in range(0, count, 32):
+            asks = [self._ask(kind, n) for n in range(start, min(start + 32, count))]
+            answers = self._block(kind, asks, outcome)
+            if answers is None or self._incomparable(outcome, answers):
+                raise EndpointError(f"the answers cannot be recorded: {outcome.stopped}")
+            out += self._weigh(kind, answers, outcome)
+        return out
 
     def _discover(self) -> None:
         stored = self.journal.capabilities()
@@ -267,7 +284,7 @@ class Session:
         one: Callable[[tuple[int, Ask]], tuple[int, Answer] | None],
         asks: Sequence[tuple[int, Ask]],
     ) -> list[tuple[int, Answer] | None]:
-        pool = ThreadPoolExecutor(min(8, len(asks)))
+        pool = ThreadPoolExecutor(min(32, len(asks)))
         try:
             return list(pool.map(one, asks))
         finally:

@@ -239,12 +239,19 @@ def calibrate(
     cases: Annotated[bool, typer.Option(help="Mixtures and a hidden prompt as well.")] = True,
     mode: Annotated[str, typer.Option(help="auto, logprobs or tokens.")] = "auto",
     alpha: Annotated[float, typer.Option(help="Chance of accusing an honest endpoint.")] = 0.01,
+    resample: Annotated[
+        bool,
+        typer.Option("--resample", help="Record answers once, and resample audits by prompt."),
+    ] = False,
+    prompts: Annotated[int, typer.Option(help="Of phase 1, at most.")] = 40,
+    sampled: Annotated[int, typer.Option(help="Requests of phase 2, at most.")] = 160,
     sampled_tokens: Annotated[int, typer.Option(help="Of an answer in phase 2.")] = 128,
     calibration: Stored = None,
     text: Text = "auto",
     probes: Probes = "",
     pool: Pool = 96,
     max_tokens: Annotated[int, typer.Option(help="Of an answer in phase 1.")] = 64,
+    benign: Ways = None,
     device: Device = "auto",
     trust_remote_code: Remote = False,
     quiet: Quiet = False,
@@ -257,19 +264,21 @@ def calibrate(
     Example: evalq audit calibrate --parent builtin --tier out/w8 --tier out/w4 --audits 30
     """
     from evalq.audit.api import prepare as made
+    from evalq.audit.api import ways
     from evalq.audit.operate import OperateSettings, operate
     from evalq.cli._progress import terminal_progress
     from evalq.report.audit_table import write_characteristics
 
     settings = _settings("completions", text, probes, pool, max_tokens)
     chosen = OperateSettings(
-        audits=audits, null=null, mode=mode, alpha=alpha, cases=cases,
-        sampled_tokens=sampled_tokens, max_tokens=max_tokens,
+        audits=audits, null=null, resample=resample, mode=mode, alpha=alpha, cases=cases,
+        prompts=prompts, sampled=sampled, sampled_tokens=sampled_tokens, max_tokens=max_tokens,
     )  # fmt: skip
     panel = _panel(parent, tier, device, trust_remote_code)
     others = _panel(parent, unlisted, device, trust_remote_code)
     with terminal_progress(quiet) as progress:
-        found = made(panel, settings, calibration or out / "calibration.json", progress=progress)
+        path = calibration or out / "calibration.json"
+        found = made(panel, settings, path, ways(benign or []), progress)
         table = operate(panel, others, found, chosen, out, progress)
     for line in write_characteristics(out, table):
         typer.echo(line)

@@ -45,6 +45,7 @@ class ServeSettings:
         system_prompt: put before every prompt, and not told to anyone.
         batch: most requests in one pass.
         seed: of the choice among engines.
+        usage: count tokens in answers; some vendors do not.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ServeSettings:
     system_prompt: str = ""
     batch: int = 32
     seed: int = 0
+    usage: bool = True
 
 
 class _Service:
@@ -201,7 +203,10 @@ async def _answer(service: _Service, body: CompletionBody | ChatBody) -> Respons
         return StreamingResponse(events, media_type="text/event-stream")
     done = await asyncio.wrap_future(service.queue.submit(name, job))
     choice = _chat_choice(engine, job, done, body) if chat else _choice(engine, job, done, body)
-    return JSONResponse({**head, "choices": [choice], "usage": usage(len(job.prompt), done)})
+    counted = {"usage": usage(len(job.prompt), done)} if service.settings.usage else {}
+    if not service.settings.usage:
+        choice.pop("prompt_token_ids", None)
+    return JSONResponse({**head, "choices": [choice], **counted})
 
 
 def _ids(job: Job, done: Done, body: CompletionBody | ChatBody) -> dict[str, Any]:
@@ -268,7 +273,8 @@ async def _events(
             choice["delta"] = {"content": text}
         else:
             choice["text"] = text
-        extra = {"usage": usage(len(job.prompt), future.result())} if last else {}
+        told = last and service.settings.usage
+        extra = {"usage": usage(len(job.prompt), future.result())} if told else {}
         return f"data: {json.dumps({**kind, 'choices': [choice], **extra})}\n\n"
 
     sent, ids = "", []
