@@ -2,6 +2,7 @@
 
     python -m benchmarks.kernels_gpu check           # the grid against float64, in parallel
     python -m benchmarks.kernels_gpu tune --bits 4 --rows 1 16 64 256
+    python -m benchmarks.kernels_gpu verify          # every stored launch, many times over
     python -m benchmarks.kernels_gpu bench
     python -m benchmarks.kernels_gpu w8a8            # int8 activations: against float64, and timed
 
@@ -282,6 +283,40 @@ def tune(args: argparse.Namespace) -> None:
     )
 
 
+def verify_one(entry: dict[str, Any]) -> tuple[str, float, int]:
+    """One stored launch: its largest relative error, and how often it did not repeat itself."""
+    torch.manual_seed(0)
+    shape = (entry["out"], entry["columns"])
+    weight = random_weight(entry["bits"], 128, True, shape, torch.bfloat16)
+    packed = TRITON.pack_as(weight, torch.device("cuda"), torch.bfloat16, entry["width"])
+    dense = TRITON.dense(packed).double()
+    launch = Launch(**entry["launch"])
+    worst, moved = 0.0, 0
+    for rows in sorted({entry["rows"], max(1, entry["rows"] - 3)}):
+        x = torch.randn(rows, shape[1], device="cuda").to(torch.bfloat16)
+        expected = x.double() @ dense.T
+        # Back to back, each may be launched while the one before it still runs.
+        results = [TRITON.run(x, packed, launch) for _ in range(24)]
+        for result in results:
+            error = float((result.double() - expected).norm() / expected.norm())
+            worst = max(worst, error if error == error else 1e9)
+            moved += not torch.equal(result, results[0])
+    key = {k: entry[k] for k in ("bits", "rows", "out", "columns")}
+    return f"{key} {launch}", worst, moved
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Every stored launch of this GPU on the shape that it was tuned for, many times over."""
+    path = TABLES / f"{slug(torch.cuda.get_device_name())}.json"
+    entries = json.loads(path.read_text())["launches"]
+    with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(verify_one, entries))
+    bad = [f for f in found if f[1] > 1e-2 or f[2]]
+    print(f"verify: {len(found)} launches, {len(bad)} bad, worst {max(f[1] for f in found):.2e}")
+    for name, worst, moved in bad:
+        print("  BAD", name, f"error {worst:.2e}, {moved} of 48 moved")
+
+
 def merge(args: argparse.Namespace) -> None:
     """Put the launches of ``OUT/tuned.json`` into the stored table of this GPU."""
     found = json.loads((args.out / "tuned.json").read_text())
@@ -370,7 +405,9 @@ def _shape(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="+", choices=("check", "tune", "merge", "bench", "w8a8"))
+    parser.add_argument(
+        "what", nargs="+", choices=("check", "tune", "merge", "verify", "bench", "w8a8")
+    )
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4, 3, 2])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 2048])
     parser.add_argument("--widths", type=int, nargs="+", default=[32])
@@ -380,7 +417,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("."))
     args = parser.parse_args()
     for what in args.what:
-        jobs = {"check": check, "tune": tune, "merge": merge, "bench": bench, "w8a8": w8a8}
+        jobs = {
+            "check": check,
+            "tune": tune,
+            "merge": merge,
+            "verify": verify,
+            "bench": bench,
+            "w8a8": w8a8,
+        }
         jobs[what](args)
 
 
