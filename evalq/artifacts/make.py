@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import glob
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 import evalq
 from evalq.artifacts.api import FORMATS, storage
@@ -25,7 +29,9 @@ from evalq.errors import ArtifactError, PlanError
 from evalq.quantize.api import quantize
 from evalq.quantize.calibration import Calibration, overlap_warning
 from evalq.quantize.config import METHODS, resolve_options
+from evalq.quantize.layerstore import LayerStore, in_use
 from evalq.quantize.linear import decoder_layers, linears, weight_shape
+from evalq.quantize.peak import PeakMemory
 from evalq.schema import PerGroup, Scheme, content_hash
 
 if TYPE_CHECKING:
@@ -126,6 +132,7 @@ def make_artifact(
     out: Path,
     progress: Callable[[str, float], None] | None = None,
     format: str = "compressed-tensors",
+    record: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Quantize ``parent`` and write the artifact to ``out``.
 
@@ -143,6 +150,7 @@ def make_artifact(
         out: the directory to make; its parents are made too.
         progress: called with a layer's name and the share done.
         format: name in ``FORMATS``.
+        record: what else the manifest is to say (how bits were allocated), as JSON values.
 
     Raises:
         PlanError: an unknown method, option or format, or a scheme that the format cannot hold.
@@ -163,29 +171,61 @@ def make_artifact(
         return open_artifact(out, recipe_hash)
     _refuse_early(parent.module, scheme, encoder, recipe["options"])
     types = stored_types(parent.source.path, parent.module)
-    model = quantize(
-        parent.module, scheme, method, calibration, options, seed, progress, stored=types.main
-    )
-    contents = Contents(
-        module=parent.module,
-        tokenizer=parent.tokenizer,
-        layers=model.layers,
-        dense=model.dense,
-        activation_bits=scheme.activation_bits,
-        types=types,
-        source=parent.source.path if parent.source.path.is_dir() else None,
-        experts=model.experts,
-    )
+    device = getattr(parent, "device", None)
+    with PeakMemory(device) as peak, _layer_store(out, recipe_hash, device) as store:
+        resumed = store.finished
+        model = quantize(
+            parent.module,
+            scheme,
+            method,
+            calibration,
+            options,
+            seed,
+            progress,
+            stored=types.main,
+            store=store,
+            device=device,
+        )
+        contents = Contents(
+            module=parent.module,
+            tokenizer=parent.tokenizer,
+            layers=model.layers,
+            dense=model.dense,
+            activation_bits=scheme.activation_bits,
+            types=types,
+            source=parent.source.path if parent.source.path.is_dir() else None,
+            experts=model.experts,
+        )
+        manifest = _manifest(parent, model, recipe, types, format)
+        manifest |= {"recipe_hash": recipe_hash, "resumed_at_layer": resumed or None}
+        return _write(contents, encoder, manifest, out, peak)
+
+
+def _layer_store(out: Path, recipe_hash: str, device: Any) -> LayerStore:
+    """Where finished layers of this recipe lie; those of other recipes for ``out`` are removed."""
+    start = f".{out.name}.layers-"
+    home = out.parent / f"{start}{recipe_hash[:16]}"
+    for stale in out.parent.glob(f"{glob.escape(start)}*"):
+        if stale != home and not in_use(stale):
+            shutil.rmtree(stale, ignore_errors=True)
+    # Other hardware and other versions round differently: half of one and half of the other would
+    # be neither.
+    return LayerStore(home, content_hash([recipe_hash, torch.__version__, str(device)]))
+
+
+def _write(
+    contents: Contents, encoder: Encoder, manifest: dict[str, Any], out: Path, peak: PeakMemory
+) -> Artifact:
+    """Write everything under ``out``, whole or not at all."""
     with replacing(out) as temporary:
         write_model(contents, encoder, temporary)
         digest = hash_directory(temporary)
-        manifest = _manifest(parent, model, recipe, types, format)
         manifest |= {
-            "recipe_hash": recipe_hash,
             "content_hash": digest,
             "storage": asdict(storage(temporary)),
             # Reads everything back, too: nothing gets its name before it was seen to be sound.
             "engines": _engines(temporary),
+            "memory": peak.record(),
         }
         write_json(temporary / MANIFEST, manifest)
     return Artifact(out, digest, manifest)

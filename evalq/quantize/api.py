@@ -17,6 +17,7 @@ from evalq.quantize.calibration import Calibration
 from evalq.quantize.capture import LayerCall, Stream, capture_inputs, head_inputs
 from evalq.quantize.config import METHODS, Method, check_scheme, resolve_options
 from evalq.quantize.job import InputStatistics, Job, LayerReport
+from evalq.quantize.layerstore import LayerStore
 from evalq.quantize.linear import (
     check_finite,
     check_widths,
@@ -100,6 +101,8 @@ def quantize(
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
     stored: torch.dtype | None = None,
+    store: LayerStore | None = None,
+    device: torch.device | None = None,
 ) -> QuantizedModel:
     """Quantize the linear layers of ``module``, which is not changed.
 
@@ -116,6 +119,8 @@ def quantize(
         progress: called with a layer's name and the share done, 0 to 1.
         stored: dtype that the parent's files have, where it was loaded in another; norms and
             scales are rounded to it.
+        store: takes finished layers, and gives those that an earlier process finished.
+        device: where layers are run, one at a time; where the module lies if ``None``.
 
     Raises:
         PlanError: no such method or option, or no calibration where it is needed.
@@ -140,11 +145,12 @@ def quantize(
         raise QuantizationError("no layer is left to quantize", hint="Check the option 'skip'.")
     _check_layer_bits(job, [name for name, _ in shapes])
     check_widths(shapes, scheme.weights)
-    device = next(module.parameters()).device
+    device = device or next(module.parameters()).device
+    before = 0.0 if store is None else store.seconds
     training = module.training
     module.train(False)
     try:
-        _run(job, module, layers_name, layers, calibration, device, progress)
+        _run(job, module, layers_name, layers, calibration, device, progress, store)
     finally:
         module.train(training)
     details = _distill(job, module, calibration, progress) if chosen.distills else {}
@@ -163,7 +169,7 @@ def quantize(
         reports=tuple(job.reports),
         warnings=job.all_warnings(),
         calibration=calibration.record() if calibration and chosen.needs_calibration else None,
-        seconds=time.monotonic() - start,
+        seconds=before + time.monotonic() - start,
         details=details,
     )
 
@@ -223,6 +229,7 @@ def _run(
     calibration: Calibration | None,
     device: torch.device,
     progress: Callable[[str, float], None] | None,
+    store: LayerStore | None,
 ) -> None:
     stream: Stream | None = None
     probes: list[LayerCall] | None = None
@@ -234,16 +241,33 @@ def _run(
         stream.products = _products(job)
         short = calibration.tokens[:1, :PROBE_TOKENS]
         probes = capture_inputs(module, layers, short, 1, device).calls[0]
+    done = _restore(job, stream, store, device)
     for index, layer in enumerate(layers):
+        if index < done:
+            continue
         name = f"{layers_name}.{index}"
         if progress:
             progress(name, index / len(layers))
         probe = probes[index] if probes else None
         quantize_decoder_layer(job, layer, name, index, stream, probe, device)
+        if store is not None:
+            store.keep(index, job, None if stream is None else stream.hidden)
     if job.options["quantize_head"]:
         _quantize_head(job, module, layers, stream, calibration, batch)
     if progress:
         progress("done", 1.0)
+
+
+def _restore(
+    job: Job, stream: Stream | None, store: LayerStore | None, device: torch.device
+) -> int:
+    """Take up what an earlier process finished; returns how many layers that are."""
+    if store is None or not store.finished:
+        return 0
+    store.restore(job)
+    if stream is not None:
+        stream.hidden = [hidden.to(device, copy=True) for hidden in store.hidden()]
+    return store.finished
 
 
 def _trained(report: LayerReport, module: nn.Module, weight: QuantizedWeight) -> LayerReport:
