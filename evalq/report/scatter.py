@@ -230,7 +230,7 @@ def scatter(
     if not spots:
         return Markup("")
     plane = _plane(axis, spots, size, key)
-    left, _, right, bottom = plane.box
+    left, _, right, _ = plane.box
     name = f"{axis.name} ({plane.unit})" if plane.unit else axis.name
     on = [s for s in spots if s.on]
     body = [
