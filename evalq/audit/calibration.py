@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evalq.audit.panel import BASE, BENIGN, Benign, Member, Panel, Row, TokenScores
+from evalq.audit.measure import Measured, divergences, measure, references
+from evalq.audit.panel import BASE, BENIGN, Benign, Member, Panel
 from evalq.audit.probes import Probe, candidates, continuations, half, own_probes, rate, windows
 from evalq.errors import PlanError, StoreError
 from evalq.progress import NullProgress, Progress
 from evalq.schema import content_hash
-from evalq.stats.agreement import BETS, flip_scale
+from evalq.stats.agreement import BETS
 from evalq.store.files import atomic_write
 from evalq.texts import resolve_text
 
@@ -45,7 +46,6 @@ SAFETY = 1.5
 _SAME = 1e-8
 """Nats of KL below which two ways to run a model are one in the null of phase 2."""
 _LEAST = 1e-4
-_TOP = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,34 +81,6 @@ class CalibrationSettings:
                 raise PlanError(f"{name} of a calibration is less than 8")
         if self.max_tokens < 2:
             raise PlanError("an answer of fewer than 2 tokens shows nothing")
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One model against the reference.
-
-    Args:
-        name: of the tier or the benign way.
-        sigma: scale of flips by maximum likelihood, nats.
-        sigma_ci: its 95 % bootstrap interval by window.
-        spread: the same scale from how far margins moved, which needs no flip: the 95th percentile
-            of |change| over 1.96, nats, where the reference's top-two margin is below 2.
-        flips, positions: that ``sigma`` rests on.
-        kl: mean KL(reference || this), nats a token.
-        rms: mean over windows of ln(root mean square of centred differences of the five likeliest
-            tokens' log-probabilities).
-        rms_spread: its standard deviation over windows.
-    """
-
-    name: str
-    sigma: float
-    sigma_ci: tuple[float, float]
-    spread: float
-    flips: int
-    positions: int
-    kl: float
-    rms: float
-    rms_spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,13 +237,13 @@ def calibrate(
         panel.add(Member(f"{BASE}@{how.name}", spec, how))
     others = [f"{BASE}@{how.name}" for how in benign] + panel.tiers
     progress.start("calibrate", len(others) + 2, "models")
-    looked, reference = _references(panel, rows)
+    looked, reference = references(panel, rows)
     progress.advance(detail=BASE)
     scores = {}
     for name in others:
         scores[name] = panel.score(name, looked)
         progress.advance(detail=name)
-    measured = _measure(panel, rows, reference, scores, settings.seed)
+    measured = measure(panel, rows, reference, scores, settings.seed)
     panel.drop([f"{BASE}@{how.name}" for how in benign])
     ways = [measured[f"{BASE}@{how.name}"] for how in benign]
     ladder = [measured[name] for name in panel.tiers]
@@ -291,7 +263,7 @@ def calibrate(
         rms_spread=max(0.25, loudest.rms_spread),
         near=tuple(m.name for m in ladder if max(m.sigma, m.spread) <= 2 * floor),
         null=tuple(null),
-        kl=_divergences(panel, rows),
+        kl=divergences(panel, rows),
         growth=growth,
         probes=tuple(probes),
     )
@@ -315,108 +287,6 @@ def _tier(panel: Panel, name: str) -> dict[str, Any]:
         "hash": panel.hashes.get(name, ""),
         "bits": member.bits,
     }
-
-
-def _references(panel: Panel, rows: Sequence[Row]) -> tuple[list[Row], list[TokenScores]]:
-    """Rows that ask for the reference's five likeliest tokens, and its scores of them."""
-    asked = []
-    for row, logp in zip(rows, panel.distributions(BASE, rows), strict=True):
-        ids = logp.topk(min(_TOP, logp.shape[-1]), -1).indices.tolist()
-        asked.append(Row(row.prompt, row.tokens, tuple(tuple(i) for i in ids)))
-    return asked, panel.score(BASE, asked)
-
-
-def _measure(
-    panel: Panel,
-    rows: Sequence[Row],
-    reference: Sequence[TokenScores],
-    scores: Mapping[str, Sequence[TokenScores]],
-    seed: int,
-) -> dict[str, Measured]:
-    names = list(scores)
-    # One more pass of the reference gives what it thinks of everything that another one chose.
-    chosen = [
-        Row(row.prompt, row.tokens,
-            tuple(tuple(int(scores[n][i].best[t]) for n in names) for t in range(len(row.tokens))))
-        for i, row in enumerate(rows)
-    ]  # fmt: skip
-    looked = panel.score(BASE, chosen)
-    divergence = _kl_from_reference(panel, names, rows)
-    out = {}
-    for k, name in enumerate(names):
-        gaps, flips, labels, moved, rms = [], [], [], [], []
-        for i, (ref, got) in enumerate(zip(reference, scores[name], strict=True)):
-            top = np.array([a[0] for a in ref.asked])
-            second = np.array([a[1] for a in ref.asked])
-            own = np.array([a[k] for a in looked[i].asked])
-            flip = own < top - 1e-12
-            gaps.append(np.where(flip, top - own, top - second))
-            flips.append(flip)
-            labels.append(np.full(len(flip), i))
-            theirs = np.array([a[0] - a[1] for a in got.asked])
-            close = top - second < 2
-            moved.append((theirs - (top - second))[close])
-            rms.append(log_rms([centred(a, b) for a, b in zip(got.asked, ref.asked, strict=True)]))
-        scale = flip_scale(
-            np.concatenate(gaps), np.concatenate(flips), np.concatenate(labels),
-            np.random.default_rng(seed),
-        )  # fmt: skip
-        change = np.concatenate(moved)
-        out[name] = Measured(
-            name=name,
-            sigma=scale.sigma,
-            sigma_ci=scale.ci,
-            spread=float(np.quantile(np.abs(change), 0.95)) / 1.96 if change.size else 0.0,
-            flips=scale.flips,
-            positions=scale.positions,
-            kl=divergence[name],
-            rms=float(np.mean(rms)),
-            rms_spread=float(np.std(rms)),
-        )
-    return out
-
-
-def centred(a: Floats, b: Floats) -> Floats:
-    """Differences of log-probabilities of the same tokens, without their common shift."""
-    d = a - b
-    out: Floats = d - d.mean()
-    return out
-
-
-def log_rms(parts: Sequence[Floats]) -> float:
-    """ln of the root mean square of all of them; never below that of 1e-7."""
-    values = np.concatenate(list(parts))
-    return math.log(max(1e-7, float(np.sqrt(np.mean(np.square(values))))))
-
-
-def _kl_from_reference(panel: Panel, names: Sequence[str], rows: Sequence[Row]) -> dict[str, float]:
-    part = rows[:: max(1, len(rows) // 8)][:8]
-    base = list(panel.distributions(BASE, part))
-    out = {}
-    for name in names:
-        values = [
-            float((p.double().exp() * (p.double() - q.double())).sum(-1).mean())
-            for p, q in zip(base, panel.distributions(name, part), strict=True)
-        ]
-        out[name] = max(0.0, float(np.mean(values)))
-    return out
-
-
-def _divergences(panel: Panel, rows: Sequence[Row]) -> tuple[tuple[float, ...], ...]:
-    part = rows[:: max(1, len(rows) // 8)][:8]
-    names = [BASE, *panel.tiers]
-    kept = {n: [d.half() for d in panel.distributions(n, part)] for n in names}
-    table = []
-    for a in names:
-        line = []
-        for b in names:
-            values = [
-                float((p.double().exp() * (p.double() - q.double())).sum(-1).mean())
-                for p, q in zip(kept[a], kept[b], strict=True)
-            ]
-            line.append(0.0 if a == b else max(0.0, float(np.mean(values))))
-        table.append(tuple(line))
-    return tuple(table)
 
 
 def _probes(

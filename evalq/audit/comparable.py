@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evalq.audit.client import Answer
+from evalq.audit.answers import Answer
 
 __all__ = ["Rendering", "check_rendering"]
 

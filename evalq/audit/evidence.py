@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from evalq.audit.calibration import Calibration, centred, log_rms
+from evalq.audit.calibration import Calibration
+from evalq.audit.measure import centred, log_rms
 from evalq.audit.panel import BASE, Benign, Member, Panel, Row, TokenScores
 from evalq.audit.served import Served, doubtful
 from evalq.models.vocabulary import Vocabulary

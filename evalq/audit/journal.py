@@ -8,7 +8,8 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-from evalq.audit.client import Answer, Ask, Capabilities, journal_line
+from evalq.audit.answers import Answer, journal_line
+from evalq.audit.client import Ask, Capabilities
 from evalq.errors import StoreError
 from evalq.schema import content_hash
 from evalq.store.files import guard_disk

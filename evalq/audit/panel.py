@@ -24,6 +24,7 @@ __all__ = ["BASE", "BENIGN", "Benign", "Member", "Panel", "Row", "TokenScores", 
 
 Floats = NDArray[np.float64]
 BASE = "parent"
+_BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Benign:
         attention: transformers' implementation.
         batch: rows a pass.
         threads: of the CPU; ``None`` leaves them.
-        input_bits: inputs of linear layers rounded to so many bits (llama.cpp's CPU kernels take
-            8); ``None`` leaves them.
+        input_bits: inputs of linear layers rounded to so many bits with a scale for each 32 of them
+            (llama.cpp's CPU kernels take 8); ``None`` leaves them.
     """
 
     name: str
@@ -167,7 +168,6 @@ class Panel:
             return self._loaded[place]
         import psutil
 
-        from evalq.models.activations import quantize_inputs
         from evalq.serve.server import load_any
 
         member = self.members[name]
@@ -176,7 +176,7 @@ class Panel:
         if member.how.attention != "sdpa":
             model.module.set_attn_implementation(member.how.attention)
         if member.how.input_bits is not None:
-            quantize_inputs(model.module, _linears(model.module, member.how.input_bits))
+            _round_inputs(model.module, member.how.input_bits)
         self.hashes[name] = model.hash
         size = sum(p.numel() * p.element_size() for p in model.module.parameters())
         if psutil.virtual_memory().available < 3 * size:
@@ -295,15 +295,27 @@ def _numpy(values: torch.Tensor) -> Floats:
     return out
 
 
-def _linears(module: Any, bits: int) -> dict[str, int]:
+def _round_inputs(module: Any, bits: int) -> None:
+    """Linear layers, the head too, read inputs in blocks of 32 as codes with one scale a block.
+
+    As llama.cpp's ``quantize_row_q8_0``: scale max|x| / 127, codes rounded to the nearest.
+    """
+    import torch
     from torch import nn
 
-    head = module.get_output_embeddings()
-    return {
-        name: bits
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and part is not head
-    }
+    high = (1 << (bits - 1)) - 1
+
+    def rounded(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x = inputs[0]
+        width = x.shape[-1]
+        blocks = nn.functional.pad(x, (0, -width % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+        scale = blocks.abs().amax(-1, keepdim=True) / high
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        return ((blocks / scale).round() * scale).flatten(-2)[..., :width], *inputs[1:]
+
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            part.register_forward_pre_hook(rounded)
 
 
 def bits_of(directory: Path) -> int | None:

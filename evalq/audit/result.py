@@ -52,17 +52,7 @@ def audit_dict(
         about: endpoint, model, capabilities, created, command, versions.
     """
     d = outcome.decision
-    greedy = [w for w in outcome.weighed if w.kind == "greedy" and len(w.gap[0])]
-    sigma: dict[str, Any] | None = None
-    if greedy:
-        labels = np.concatenate([np.full(len(w.gap[0]), i) for i, w in enumerate(greedy)])
-        found = flip_scale(
-            np.concatenate([w.gap[0] for w in greedy]),
-            np.concatenate([w.flip[0] for w in greedy]),
-            labels,
-            np.random.default_rng(settings.seed),
-        )
-        sigma = {**asdict(found), "ci": list(found.ci), "floor": calibration.floor}
+    sigma = _sigma(outcome, calibration, settings.seed)
     share = None
     if d.share is not None and d.components is not None:
         share = {"of": d.components[1], "beside": d.components[0], "estimate": d.share[0],
@@ -101,6 +91,21 @@ def audit_dict(
         },
         "about": dict(about),
     }
+
+
+def _sigma(outcome: Outcome, calibration: Calibration, seed: int) -> dict[str, Any] | None:
+    """The scale of the endpoint's flips against the parent; ``None`` without phase 1."""
+    greedy = [w for w in outcome.weighed if w.kind == "greedy" and len(w.gap[0])]
+    if not greedy:
+        return None
+    labels = np.concatenate([np.full(len(w.gap[0]), i) for i, w in enumerate(greedy)])
+    found = flip_scale(
+        np.concatenate([w.gap[0] for w in greedy]),
+        np.concatenate([w.flip[0] for w in greedy]),
+        labels,
+        np.random.default_rng(seed),
+    )
+    return {**asdict(found), "ci": list(found.ci), "floor": calibration.floor}
 
 
 def _rows(outcome: Outcome, calibration: Calibration) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evalq.audit.client import Answer, Shown
+from evalq.audit.answers import Answer, Shown
 from evalq.models.vocabulary import Vocabulary
 
 __all__ = ["Served", "doubtful", "read_served"]

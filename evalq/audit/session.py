@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evalq.audit.answers import Answer
 from evalq.audit.calibration import Calibration
-from evalq.audit.client import Answer, Ask, Client
+from evalq.audit.client import Ask, Client
 from evalq.audit.comparable import Rendering, check_rendering
 from evalq.audit.decide import Decision, Rules, decide
 from evalq.audit.evidence import Kind, Weighed, Weigher
