@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(("quantize", "artifacts", "models"), 2),
     **dict.fromkeys(("texts", "evaluate", "fidelity", "cost", "compare", "gate"), 3),
     "calibrate": 3,
-    **dict.fromkeys(("serve", "audit", "frontier", "run"), 3),
+    **dict.fromkeys(("serve", "audit", "frontier", "run", "rescue"), 3),
     **dict.fromkeys(("report", "cli"), 4),
 }
 WITHIN = {
@@ -33,6 +33,10 @@ WITHIN = {
     3: {
         ("calibrate", "texts"),
         ("run", "calibrate"),
+        ("rescue", "calibrate"),
+        ("rescue", "texts"),
+        ("rescue", "compare"),
+        ("rescue", "run"),
         ("run", "texts"),
         ("fidelity", "texts"),
         ("run", "evaluate"),

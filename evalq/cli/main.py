@@ -25,6 +25,7 @@ VERBS = (
     "policy",
     "serve",
     "audit",
+    "rescue",
     "stats",
     "bench",
     "cost",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +12,13 @@ import typer
 
 if TYPE_CHECKING:
     from evalq.artifacts.base import Artifact
-    from evalq.plan import Plan
+    from evalq.models.base import LoadedModel
+    from evalq.plan import Plan, VariantPlan
     from evalq.progress import Progress
     from evalq.quantize.calibration import Calibration
+    from evalq.quantize.mixed import Mixed
 
-__all__ = ["command"]
+__all__ = ["command", "parse_option"]
 
 
 def _group_size(text: str) -> int | str:
@@ -32,7 +35,12 @@ def _group_size(text: str) -> int | str:
         ) from None
 
 
-def _option(text: str) -> tuple[str, Any]:
+def parse_option(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` of a method's option; the value is JSON, or else text.
+
+    Raises:
+        PlanError: not of that form.
+    """
     from evalq.errors import PlanError
 
     name, found, value = text.partition("=")
@@ -64,6 +72,54 @@ def _calibration(
     )
 
 
+def _mixed(
+    parent: LoadedModel,
+    variant: VariantPlan,
+    text: Calibration,
+    target_bits: float | None,
+    max_bytes: int | None,
+    progress: Progress,
+) -> Mixed:
+    """Widths of single layers for a budget of bits a weight, or of bytes."""
+    from evalq.artifacts.write import stored_types
+    from evalq.errors import PlanError
+    from evalq.progress import layer_steps
+    from evalq.quantize.mixed import mixed_precision, target_of_bytes
+
+    if target_bits is not None and max_bytes is not None:
+        raise PlanError("--target-bits and --max-bytes both give a budget", hint="Give one.")
+    if "layer_bits" in variant.options:
+        raise PlanError("the option layer_bits sets widths already", hint="Leave the budget out.")
+    skip = [s.strip() for s in str(variant.options.get("skip", "")).split(",") if s.strip()]
+    types = stored_types(parent.source.path, parent.module)
+    budget = target_bits
+    if budget is None:
+        assert max_bytes is not None
+        budget = target_of_bytes(parent.module, max_bytes, 8 * types.main.itemsize, skip)
+    return mixed_precision(
+        parent.module,
+        variant.scheme.weights,
+        text.tokens,
+        budget,
+        skip=skip,
+        progress=layer_steps(progress, "sensitivity of layers"),
+    )
+
+
+def _peak(memory: Mapping[str, int | None]) -> str:
+    """Peak memory in words: of the process, what of it cannot be given back, and of the GPU."""
+    words = f"peak memory {_size(memory['peak_resident_bytes'])}"
+    if memory.get("peak_anonymous_bytes"):
+        words += f", {_size(memory['peak_anonymous_bytes'])} of it besides mapped files"
+    if memory.get("peak_device_bytes"):
+        words += f"; on the GPU {_size(memory['peak_device_bytes'])}"
+    return words
+
+
+def _size(count: int | None) -> str:
+    return f"{(count or 0) / 2**30:.2f} GiB"
+
+
 def _summary(artifact: Artifact) -> str:
     manifest = artifact.manifest
     stored = manifest["storage"]
@@ -74,6 +130,13 @@ def _summary(artifact: Artifact) -> str:
         f"  {stored['bytes_on_disk']:,} bytes, {stored['bits_per_weight']:.2f} bits a weight "
         f"({stored['linear_bits_per_weight']:.2f} in quantized layers)",
     ]
+    if "allocation" in manifest:
+        counts = Counter(layer["bits"] for layer in manifest["layers"])
+        widths = ", ".join(f"{n} layers at {bits}" for bits, n in sorted(counts.items()))
+        lines.append(f"  mixed: {widths} bits")
+    memory = manifest.get("memory")
+    if memory and not artifact.reused:
+        lines.append(f"  {_peak(memory)}")
     lines += [f"  warning: {warning}" for warning in manifest["warnings"]]
     return "\n".join(lines)
 
@@ -96,6 +159,16 @@ def command(
     asym: Annotated[bool, typer.Option("--asym", help="Store zero points too.")] = False,
     activation_bits: Annotated[
         int | None, typer.Option(help="8: int8 activations (with --bits 8).")
+    ] = None,
+    target_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Mixed precision: most bits a weight, scales and zeros included; each layer gets "
+            "the width that its measured sensitivity asks for (--bits is not used)."
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Mixed precision: most bytes of all weights together.")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, an option of the method; repeat it.")
@@ -150,7 +223,7 @@ def command(
                     "group_size": None if group_size is None else _group_size(group_size),
                     "symmetric": not asym,
                     "activation_bits": activation_bits,
-                    "options": dict(_option(text) for text in option or []),
+                    "options": dict(parse_option(text) for text in option or []),
                 }
             ],
             "calibration": {
@@ -180,18 +253,25 @@ def command(
     with terminal_progress(quiet) as progress:
         loaded = load_parent(plan.parent, plan.engine)
         text = None
-        if chosen.needs_calibration:
+        budget = target_bits is not None or max_bytes is not None
+        if chosen.needs_calibration or budget:
             text = _calibration(loaded, plan, evaluated or (), progress)
+        mixed = None
+        options = dict(variant.options)
+        if text is not None and budget:
+            mixed = _mixed(loaded, variant, text, target_bits, max_bytes, progress)
+            options["layer_bits"] = mixed.layer_bits
         artifact = make_artifact(
             loaded,
             variant.scheme,
             method,
             text,
-            variant.options,
+            options,
             seed,
             out,
             layer_steps(progress, f"{method} {variant.scheme}"),
             artifact_format,
+            None if mixed is None else mixed.record(),
         )
     if json_output:
         typer.echo(json.dumps({"path": str(out), **artifact.manifest}, indent=2))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evalq.errors import QuantizationError
 from evalq.quantize.allocate import Allocation, Unit, allocate, format_bits
+from evalq.quantize.linear import decoder_layers
 from evalq.quantize.sensitivity import measure_sensitivity
 from evalq.schema import WeightScheme
 
@@ -20,7 +21,7 @@ __all__ = ["MIXED_WIDTHS", "Mixed", "mixed_precision", "target_of_bytes"]
 MIXED_WIDTHS = (2, 3, 4, 5, 6, 8)
 """Widths that an allocation chooses from by default."""
 
-SENSITIVITY_TOKENS = 8192
+SENSITIVITY_TOKENS = 4096
 """Tokens of calibration text that sensitivities are measured on; more changes ranks little."""
 
 
@@ -98,24 +99,32 @@ def mixed_precision(
 
 
 def target_of_bytes(
-    max_bytes: int, parameters: Mapping[str, int], quantized: Mapping[str, int], dense_bits: int
+    module: PreTrainedModel, max_bytes: int, dense_bits: int, skip: Sequence[str] = ()
 ) -> float:
-    """Bits a weight that quantized layers may take so that the weight files hold ``max_bytes``.
+    """Bits a weight that quantized layers may take so that all tensors hold ``max_bytes``.
 
     Args:
+        module: the parent; tensors that it shares are counted once.
         max_bytes: of all tensors together.
-        parameters: elements of each stored tensor of the parent, by name.
-        quantized: elements of those that will be quantized, by name.
-        dense_bits: stored bits of the others' elements.
+        dense_bits: stored bits of an element that is not quantized.
+        skip: layers whose names hold one of these stay as they are.
 
     Raises:
         QuantizationError: the tensors that stay as they are take as much already.
     """
-    rest = sum(n for name, n in parameters.items() if name not in quantized) * dense_bits // 8
+    name, layers = decoder_layers(module)
+    inside = 0
+    for index, layer in enumerate(layers):
+        for parameter_name, parameter in layer.named_parameters():
+            full = f"{name}.{index}.{parameter_name}"
+            matrix = parameter.ndim >= 2 and parameter_name.rpartition(".")[2] != "bias"
+            if matrix and not any(s in full for s in skip) and min(parameter.shape) >= 16:
+                inside += parameter.numel()
+    rest = (sum(p.numel() for p in module.parameters()) - inside) * dense_bits // 8
     if rest >= max_bytes:
         raise QuantizationError(
             f"{max_bytes:,} bytes cannot be reached: embeddings, norms and other tensors that stay "
             f"as they are take {rest:,}",
             hint="Raise --max-bytes.",
         )
-    return (max_bytes - rest) * 8 / sum(quantized.values())
+    return (max_bytes - rest) * 8 / inside

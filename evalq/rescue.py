@@ -1,0 +1,387 @@
+"""The verb rescue: bits where a failing slice needs them, shown on items that chose nothing.
+
+A variant that fails on one slice is made again under growing budgets. Each budget is spent where
+the slice's own training text says that it counts most (KL of single layers at single widths), no
+layer gets fewer bits than it had, and half of the calibration text is the slice's. The smallest
+budget whose loss on the *selecting* items is within the margin is chosen; whether the slice is back
+is then judged on the *confirming* items alone, which no choice was made on.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evalq.compare import Run, SliceResult, compare, load_run, pair, slice_result
+from evalq.errors import EvalqError, PlanError, nearest
+from evalq.plan import CalibrationPlan, Plan, VariantPlan, parse_plan
+from evalq.progress import NullProgress, Progress, layer_steps
+from evalq.run import run_plan
+
+if TYPE_CHECKING:
+    from evalq.models.base import LoadedModel
+    from evalq.quantize.allocate import Unit
+    from evalq.tasks import SuiteTask
+
+__all__ = ["Rescue", "RescueRequest", "Trial", "rescue"]
+
+RESULT = "rescue.json"
+_SENSITIVITY_WINDOWS = 16
+_SLICE_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RescueRequest:
+    """What is asked for.
+
+    Args:
+        run: a finished run.
+        variant: label of the variant that fails; it was made by that run.
+        slice: that it fails on.
+        margin: largest tolerable loss in accuracy, 0 to 1; the plan's for slices by default.
+        target_bits: largest budget, bits a weight over the quantized layers with scales and zeros.
+        steps: budgets tried between the variant's own and ``target_bits``; the variant's own bits,
+            calibrated on the slice, are always tried first.
+        confirm: suites whose items of the slice confirm; by default half of the run's items do.
+        method: to make the trials with; the variant's own by default.
+        options: of that method, over the variant's own.
+        targeted: measure sensitivities and calibrate on the slice's text; else on the plan's, which
+            is what an untargeted allocation does.
+        out: directory of the trials; beside the run's own files by default.
+    """
+
+    run: Path
+    variant: str
+    slice: str
+    margin: float | None = None
+    target_bits: float = 3.5
+    steps: int = 3
+    confirm: tuple[str, ...] = ()
+    method: str = ""
+    options: Mapping[str, Any] | None = None
+    targeted: bool = True
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One budget.
+
+    Args:
+        variant: its label in the run of the trials.
+        bits: stored a weight over the quantized layers, scales and zeros included.
+        bytes: of the weight files.
+        widths: how many layers have each width.
+        selecting, confirming: the slice on either set of items, against the parent.
+        path: the artifact.
+    """
+
+    variant: str
+    bits: float
+    bytes: int
+    widths: Mapping[int, int]
+    selecting: SliceResult
+    confirming: SliceResult
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """What came of it.
+
+    Args:
+        variant, slice, margin: as asked for.
+        before: the variant on the slice, on all of the run's items.
+        before_bytes: of its weight files.
+        failed: whether it failed at all; if not, nothing was tried.
+        trials: by growing budget; the first is the variant itself, asked the same items.
+        chosen: the smallest budget that passes on the selecting items, or ``None``.
+        rescued: whether that one passes on the confirming items too.
+        directory: the run of the trials, or ``None``.
+    """
+
+    variant: str
+    slice: str
+    margin: float
+    before: SliceResult
+    before_bytes: int
+    failed: bool
+    trials: tuple[Trial, ...] = ()
+    chosen: Trial | None = None
+    rescued: bool = False
+    directory: Path | None = None
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "variant": self.variant,
+            "slice": self.slice,
+            "margin": self.margin,
+            "before": self.before.summary(),
+            "before_bytes": self.before_bytes,
+            "failed": self.failed,
+            "trials": [
+                {
+                    **{k: v for k, v in asdict(t).items() if k not in ("selecting", "confirming")},
+                    "selecting": t.selecting.summary(),
+                    "confirming": t.confirming.summary(),
+                }
+                for t in self.trials
+            ],
+            "chosen": None if self.chosen is None else self.chosen.variant,
+            "rescued": self.rescued,
+        }
+
+
+def rescue(request: RescueRequest, progress: Progress | None = None) -> Rescue:
+    """Make the smallest variant that brings a failing slice back, and confirm it.
+
+    Raises:
+        PlanError: no such variant or slice, a variant that the run did not make, a slice without
+            training text, or a budget that is no larger than the variant's own.
+        EvalqError: whatever making or measuring the trials meets.
+    """
+    progress = progress or NullProgress()
+    run = load_run(request.run)
+    plan = parse_plan(run.info["plan"])
+    variant = _made_variant(plan, request.variant)
+    margin = plan.recommend.slice_margin_pp / 100 if request.margin is None else request.margin
+    before = _slice_of(run, request)
+    size = next(int(v["bytes"]) for v in run.info["variants"] if v["name"] == request.variant)
+    if before.verdict(margin).outcome == "pass":
+        return Rescue(request.variant, request.slice, margin, before, size, False)
+    trial_plan = _trial_plan(request, plan, variant, progress)
+    directory = run_plan(trial_plan, progress, command="evalq rescue")
+    measured = load_run(directory)
+    trials = tuple(_trial(measured, request, v.label, plan) for v in trial_plan.variants)
+    chosen = next((t for t in trials[1:] if t.selecting.verdict(margin).outcome == "pass"), None)
+    rescued = chosen is not None and chosen.confirming.verdict(margin).outcome == "pass"
+    result = Rescue(
+        request.variant, request.slice, margin, before, size, True, trials, chosen, rescued,
+        directory,
+    )  # fmt: skip
+    (directory / RESULT).write_text(json.dumps(result.record(), indent=2), encoding="utf-8")
+    return result
+
+
+def _made_variant(plan: Plan, label: str) -> VariantPlan:
+    labels = [v.label for v in plan.variants]
+    if label not in labels:
+        raise PlanError(f"the run has no variant {label!r}", hint=nearest(label, labels))
+    variant = plan.variants[labels.index(label)]
+    if not variant.method:
+        raise PlanError(
+            f"{label!r} is an artifact that the run was given: how it was made is not known",
+            hint="Rescue a variant that the run made itself.",
+        )
+    return variant
+
+
+def _slice_of(run: Run, request: RescueRequest) -> SliceResult:
+    compared = compare(run, request.variant)
+    found = compared.slices.get(request.slice)
+    if found is None:
+        raise PlanError(
+            f"the run has no slice {request.slice!r}",
+            hint=nearest(request.slice, list(compared.slices)),
+        )
+    return found
+
+
+def _belongs(name: str, slice_name: str) -> bool:
+    return name == slice_name or name.startswith(f"{slice_name}/")
+
+
+def _suites_of_slice(suites: Sequence[str], slice_name: str) -> list[tuple[str, list[SuiteTask]]]:
+    """Each suite that has tasks of the slice, as a name that picks nothing, with those tasks."""
+    from evalq.tasks import load_suite
+
+    found = []
+    for name in suites:
+        whole = name if Path(name).is_file() else name.partition(":")[0]
+        tasks = [t for t in load_suite(name).tasks if _belongs(t.slice, slice_name)]
+        if tasks:
+            found.append((whole, tasks))
+    return found
+
+
+def _picked(chosen: Sequence[tuple[str, list[SuiteTask]]]) -> tuple[str, ...]:
+    return tuple(f"{name}:{','.join(t.task for t in tasks)}" for name, tasks in chosen)
+
+
+def _trial_plan(
+    request: RescueRequest, plan: Plan, variant: VariantPlan, progress: Progress
+) -> Plan:
+    """The plan that measures the variant and its trials on the slice alone."""
+    from evalq.models.load import load_parent
+
+    chosen = _suites_of_slice(plan.suites, request.slice)
+    if not chosen:
+        raise PlanError(
+            f"no task of the run's suites is of the slice {request.slice!r}",
+            hint="Slices of workloads have no training text to learn from.",
+        )
+    confirming = _suites_of_slice(request.confirm, request.slice)
+    if request.confirm and not confirming:
+        raise PlanError(f"{', '.join(request.confirm)}: no task of the slice {request.slice!r}")
+    parent = load_parent(plan.parent, plan.engine)
+    calibration, units = _look_at_slice(request, plan, variant, chosen, parent, progress)
+    made = [_as_it_was(request), *_budgets(request, variant, units)]
+    label = f"{request.variant}-{request.slice}".replace("/", "-")
+    if not request.targeted:
+        label += "-untargeted"
+    out = request.out or request.run / "rescue" / label
+    changed = plan.model_dump() | {
+        "name": f"rescue {request.variant} {request.slice}",
+        "variants": [v.model_dump() for v in made],
+        "suites": [*_picked(chosen), *_picked(confirming)],
+        "workloads": [],
+        "limit": None,
+        "calibration": calibration.model_dump(),
+        "fidelity": plan.fidelity.model_copy(update={"enabled": False}).model_dump(),
+        "control": {"enabled": False},
+        "cost": plan.cost.model_copy(update={"enabled": False}).model_dump(),
+        "out": str(out),
+    }
+    return parse_plan(changed, "rescue")
+
+
+def _as_it_was(request: RescueRequest) -> VariantPlan:
+    """The failing variant's own artifact, to be asked the same items as the trials."""
+    rows = load_run(request.run).info["variants"]
+    path = next(str(v["path"]) for v in rows if v["name"] == request.variant)
+    return VariantPlan(artifact=path, name=request.variant)
+
+
+def _look_at_slice(
+    request: RescueRequest,
+    plan: Plan,
+    variant: VariantPlan,
+    chosen: Sequence[tuple[str, list[SuiteTask]]],
+    parent: LoadedModel,
+    progress: Progress,
+) -> tuple[CalibrationPlan, list[Unit]]:
+    """Calibration for the trials, and what each layer costs the slice at each width."""
+    from evalq.calibrate import read_calibration
+    from evalq.quantize.mixed import MIXED_WIDTHS
+    from evalq.quantize.sensitivity import measure_sensitivity
+
+    mixed = plan.calibration
+    looked_at = plan.calibration.model_copy(
+        update={"samples": min(_SENSITIVITY_WINDOWS, plan.calibration.samples)}
+    )
+    if request.targeted:
+        source = "suite:" + ",".join(f"{n}:{t.task}" for n, tasks in chosen for t in tasks)
+        windows = _windows_of(source, plan, parent)
+        share = min(_SLICE_SHARE, windows / plan.calibration.samples)
+        rest = {name: part * (1 - share) for name, part in plan.calibration.shares.items()}
+        mixed = plan.calibration.model_copy(update={"source": {source: share, **rest}})
+        count = min(_SENSITIVITY_WINDOWS, windows)
+        looked_at = plan.calibration.model_copy(update={"source": source, "samples": count})
+    tokens = read_calibration(
+        looked_at,
+        parent.tokenizer,
+        builtin_parent=parent.source.demonstration,
+        seed=plan.seed,
+        data_dir=plan.data_dir,
+    ).tokens
+    widths = [w for w in MIXED_WIDTHS if w >= variant.scheme.weights.bits]
+    step = layer_steps(progress, "sensitivity of layers")
+    skip = [s.strip() for s in str(variant.options.get("skip", "")).split(",") if s.strip()]
+    units = measure_sensitivity(parent.module, variant.scheme.weights, widths, tokens, skip, step)
+    return mixed, units
+
+
+def _windows_of(source: str, plan: Plan, parent: LoadedModel) -> int:
+    """How many calibration windows the slice's training text fills.
+
+    Raises:
+        PlanError: not one.
+    """
+    from evalq.texts import resolve_text
+
+    try:
+        text = resolve_text(source, "calibration", False, plan.data_dir)
+    except EvalqError as error:
+        raise PlanError(
+            f"the slice cannot be looked at: {error.message}", hint=error.hint
+        ) from None
+    tokens = sum(len(parent.tokenizer(d.text)["input_ids"]) + 1 for d in text.documents)
+    windows = tokens // plan.calibration.length
+    if not windows:
+        raise PlanError(
+            f"the training text of the slice holds {tokens} tokens, less than one window of "
+            f"{plan.calibration.length}",
+            hint="Run with shorter calibration windows (calibration.length).",
+        )
+    return windows
+
+
+def _budgets(
+    request: RescueRequest, variant: VariantPlan, units: Sequence[Unit]
+) -> list[VariantPlan]:
+    """The trials: the variant's bits calibrated on the slice, then growing budgets."""
+    from evalq.quantize.allocate import allocate, format_bits
+
+    scheme = variant.scheme.weights
+    weights = sum(u.weights for u in units)
+    base = sum(u.bits(scheme, scheme.bits, 16) for u in units) / weights
+    if request.target_bits <= base:
+        raise PlanError(
+            f"a budget of {request.target_bits:g} bits a weight is no more than the {base:.3f} "
+            f"that {request.variant!r} takes",
+            hint="Raise --target-bits.",
+        )
+    method = request.method or variant.method
+    kept = variant.options if method == variant.method else {}
+    trials = []
+    for budget in np.linspace(base, request.target_bits, request.steps + 1).tolist():
+        found = allocate(units, scheme, budget + 1e-9, lowest=scheme.bits)
+        options = {**kept, **(request.options or {}), "layer_bits": format_bits(found.bits)}
+        trials.append(
+            variant.model_copy(
+                update={"method": method, "options": options, "name": f"budget {budget:.3f}"}
+            )
+        )
+    return trials
+
+
+def _trial(measured: Run, request: RescueRequest, label: str, plan: Plan) -> Trial:
+    from evalq.artifacts.api import storage
+
+    frame = pair(measured, label, "parent").scored
+    if request.confirm:
+        confirm = {_suite_name(name) for name in request.confirm}
+        second = frame["suite"].astype(str).isin(confirm).to_numpy()
+    else:
+        keys = frame["task"].astype(str) + "/" + frame["item_id"].astype(str)
+        second = np.array([zlib.crc32(key.encode()) & 1 == 1 for key in keys])
+    level = plan.recommend.confidence
+    row = next(v for v in measured.info["variants"] if v["name"] == label)
+    stored = storage(Path(row["path"]))
+    manifest = json.loads((Path(row["path"]) / "evalq-manifest.json").read_text(encoding="utf-8"))
+    widths: dict[int, int] = {}
+    for layer in manifest["layers"]:
+        bits = int(layer.get("bits") or manifest["scheme"]["bits"])
+        widths[bits] = widths.get(bits, 0) + 1
+    return Trial(
+        variant=label,
+        bits=stored.linear_bits_per_weight,
+        bytes=int(row["bytes"]),
+        widths=dict(sorted(widths.items())),
+        selecting=slice_result(request.slice, frame[~second], False, level),
+        confirming=slice_result(request.slice, frame[second], False, level),
+        path=str(row["path"]),
+    )
+
+
+def _suite_name(name: str) -> str:
+    from evalq.tasks import load_suite
+
+    return load_suite(name).name
