@@ -1,0 +1,1 @@
+"""One script a peer, each run in that peer's own environment; they import nothing of evalq."""
