@@ -67,14 +67,20 @@ def format_of(files: WeightFiles) -> str:
     return method
 
 
-def read(directory: Path) -> StoredModel:
+def read(directory: Path, sketch: bool = False) -> StoredModel:
     """A model directory as quantized layers and dense tensors, from its files alone.
+
+    Args:
+        directory: of the model.
+        sketch: read and check every layer, and keep its scheme and shape only: no more than one
+            layer is in memory.
 
     Raises:
         ArtifactError: no directory, no ``config.json``, missing, truncated or pickled weights, or a
             format or a setting that evalq does not read.
     """
     files = open_files(directory)
+    files.sketch = sketch
     name = format_of(files)
     if name == "dense":
         dense = {tensor: files.tensor(tensor) for tensor in files}

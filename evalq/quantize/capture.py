@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +86,57 @@ def _identity_layers(
             del layer.forward
 
 
-def _to_work(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
-    if isinstance(value, tuple):
-        return tuple(_to_work(v, device, dtype) for v in value)
-    return value
+class _ToWork:
+    """Arguments as layers are run with them: floats in float32. Layers share most arguments, and
+    each is converted once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in self.seen:
+                floating = value.is_floating_point()
+                made = value.to(self.device, torch.float32) if floating else value.to(self.device)
+                # The original is kept too, so that its id stays its own.
+                self.seen[id(value)] = (value, made)
+            return self.seen[id(value)][1]
+        if isinstance(value, tuple):
+            return tuple(self(v) for v in value)
+        return value
+
+
+@contextmanager
+def _until_head(model: nn.Module, layers: nn.ModuleList) -> Iterator[None]:
+    """Run ``model`` up to its output head, whose product with the vocabulary nobody looks at.
+
+    A parent whose weights are left in its files has embeddings in their stored dtype and all else
+    outside of the layers in float32: rows of embeddings are made float32 as they are looked up.
+    """
+
+    def stop(*_: Any) -> None:
+        raise _StopError
+
+    def widen(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+        return out.float() if isinstance(out, Tensor) else out
+
+    inside = {id(m) for m in layers.modules()}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    outside = [m for m in model.modules() if id(m) not in inside and m is not head]
+    tables = [m for m in outside if isinstance(m, nn.Embedding)]
+    others = [p for m in outside if m not in tables for p in m.parameters(recurse=False)]
+    handles = []
+    if head is not None:
+        handles.append(head.register_forward_pre_hook(stop))
+    if all(p.dtype == torch.float32 for p in others):
+        handles += [table.register_forward_hook(widen) for table in tables]
+    try:
+        with torch.no_grad(), suppress(_StopError):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def capture_inputs(
@@ -111,8 +156,9 @@ def capture_inputs(
         NonFiniteError: the embeddings give NaN or infinities.
     """
     stream = Stream([], [])
-    home = next(model.parameters()).device
+    home = model.get_input_embeddings().weight.device  # type: ignore[operator]
     for part in torch.split(tokens, batch):
+        to_work = _ToWork(device)
         calls: dict[int, LayerCall] = {}
         first: list[Tensor] = []
 
@@ -123,16 +169,14 @@ def capture_inputs(
             kwargs: dict[str, Any],
             calls: dict[int, LayerCall] = calls,
             first: list[Tensor] = first,
+            to_work: _ToWork = to_work,
         ) -> Tensor:
             if index == 0:
                 first.append(hidden.detach().to(device, torch.float32))
-            calls[index] = LayerCall(
-                _to_work(args, device, torch.float32),
-                {k: _to_work(v, device, torch.float32) for k, v in kwargs.items()},
-            )
+            calls[index] = LayerCall(to_work(args), {k: to_work(v) for k, v in kwargs.items()})
             return hidden
 
-        with torch.no_grad(), _identity_layers(layers, visit):
+        with _until_head(model, layers), _identity_layers(layers, visit):
             model(input_ids=part.to(home), use_cache=False)
         if len(first) != 1 or sorted(calls) != list(range(len(layers))):
             raise QuantizationError(
@@ -150,10 +194,10 @@ def head_inputs(
     """What the output head gets when the last decoder layer gives ``hidden``: ``[tokens, in]``."""
     seen: list[Tensor] = []
     last = len(layers) - 1
-    home = next(model.parameters())
+    home = model.get_input_embeddings().weight.device  # type: ignore[operator]
 
     def visit(index: int, value: Tensor, args: Any, kwargs: Any) -> Tensor:
-        return hidden.to(home.device, value.dtype) if index == last else value
+        return hidden.to(value.device, value.dtype) if index == last else value
 
     def look(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.append(inputs[0].detach().to(hidden.device, torch.float32))
@@ -161,10 +205,8 @@ def head_inputs(
 
     handle = head.register_forward_pre_hook(look)
     try:
-        with torch.no_grad(), _identity_layers(layers, visit):
-            model(input_ids=tokens.to(home.device), use_cache=False)
-    except _StopError:
-        pass
+        with _until_head(model, layers), _identity_layers(layers, visit):
+            model(input_ids=tokens.to(home), use_cache=False)
     finally:
         handle.remove()
     if not seen:

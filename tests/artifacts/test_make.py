@@ -140,7 +140,7 @@ def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("evalq.artifacts.write.save_file", full)
+    monkeypatch.setattr("evalq.artifacts.write.TensorWriter.add", full)
     with pytest.raises(ArtifactError, match="No space left"):
         make_artifact(loaded, W4, "rtn", None, {}, 0, tmp_path / "out")
     assert set(tmp_path.iterdir()) == before
