@@ -11,7 +11,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from evalq.errors import EvalqError, PlanError, nearest
-from evalq.schema import Granularity, PerChannel, PerGroup, Scheme, WeightScheme, content_hash
+from evalq.schema import (
+    KV_BITS,
+    Granularity,
+    PerChannel,
+    PerGroup,
+    Scheme,
+    WeightScheme,
+    content_hash,
+)
 
 __all__ = [
     "CalibrationPlan",
@@ -36,7 +44,9 @@ class _Section(BaseModel):
 class VariantPlan(_Section):
     """One variant to make and measure.
 
-    Either ``method`` and ``bits`` (an artifact is made), or ``artifact`` (a directory that exists).
+    Either ``method`` and ``bits`` (an artifact is made), or ``artifact`` (a directory that exists),
+    or neither with ``kv_bits`` (the parent's own weights). With ``kv_bits`` the evaluation rounds
+    the KV cache to so many bits.
     """
 
     name: str = ""
@@ -59,7 +69,9 @@ class VariantPlan(_Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> VariantPlan:
-        if bool(self.method) == bool(self.artifact):
+        if self.kv_bits not in (None, *KV_BITS):
+            raise ValueError(f"a KV cache is kept in {', '.join(map(str, KV_BITS))} bits")
+        if (self.method and self.artifact) or not (self.method or self.artifact or self.kv_bits):
             raise ValueError("give exactly one of method and artifact")
         if self.method and self.bits is None:
             raise ValueError(f"method {self.method!r} needs bits")
@@ -97,7 +109,8 @@ class VariantPlan(_Section):
             return self.name
         if self.method:
             return f"{self.method}-{self.scheme}"
-        return Path(self.artifact).name
+        own = Path(self.artifact).name if self.artifact else "parent"
+        return own if self.kv_bits is None else f"{own}-kv{self.kv_bits}"
 
 
 _SHARE = re.compile(r"(.+?)=(\d+(?:\.\d*)?|\.\d+)(?:,|$)")
@@ -312,7 +325,7 @@ def _check_variants(plan: Plan, where: str) -> None:
 
 
 def parse_variant(text: str) -> dict[str, Any]:
-    """``--variant``'s value: ``METHOD:BITS[:gSIZE|channel][:asym][:aBITS]``, or ``artifact=DIR``.
+    """``--variant``'s value: ``METHOD:BITS[:gSIZE|channel][:asym][:a8][:kv4]`` or ``artifact=DIR``.
 
     >>> parse_variant("gptq:4:g64:asym")
     {'method': 'gptq', 'bits': 4, 'group_size': 64, 'symmetric': False}
@@ -323,7 +336,7 @@ def parse_variant(text: str) -> dict[str, Any]:
     name, found, rest = text.partition("=")
     if found and name == "artifact":
         return {name: rest}
-    hint = "Write METHOD:BITS[:gSIZE|channel][:asym][:a8], for example gptq:4:g64:asym."
+    hint = "Write METHOD:BITS[:gSIZE|channel][:asym][:a8][:kv4], for example gptq:4:g64:asym."
     parts = text.split(":")
     if len(parts) < 2:
         raise PlanError(f"--variant {text!r} names no bits", hint=hint)
@@ -334,6 +347,8 @@ def parse_variant(text: str) -> dict[str, Any]:
                 out["symmetric"] = part == "sym"
             elif part == "channel":
                 out["group_size"] = "channel"
+            elif part[:2] == "kv":
+                out["kv_bits"] = int(part[2:])
             elif part[:1] == "a":
                 out["activation_bits"] = int(part[1:])
             else:

@@ -16,6 +16,7 @@ from evalq.errors import PlanError
 __all__ = [
     "BITS",
     "FORMAT_VERSION",
+    "KV_BITS",
     "CostRecord",
     "FidelityRecord",
     "Granularity",
@@ -37,6 +38,9 @@ FORMAT_VERSION = 2
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 """Widths that a weight can be stored in."""
+
+KV_BITS = (2, 4, 8)
+"""Widths that a KV cache can be kept in."""
 
 
 def canonical_json(value: Any) -> str:

@@ -70,6 +70,7 @@ def test_the_hash_is_of_what_is_measured() -> None:
         ("awq:3:channel:asym", {"method": "awq", "bits": 3, "group_size": "channel",
                                 "symmetric": False}),
         ("artifact=a/b=c", {"artifact": "a/b=c"}),
+        ("rtn:4:kv2", {"method": "rtn", "bits": 4, "kv_bits": 2}),
     ],
 )  # fmt: skip
 def test_variants_on_the_command_line(text: str, expected: dict[str, Any]) -> None:
@@ -129,3 +130,12 @@ def test_a_group_size_left_open_is_the_largest_that_divides() -> None:
         plan, LlamaConfig(hidden_size=68, intermediate_size=136, num_attention_heads=2)
     )
     assert resolved.variants[0].scheme.weights.granularity == PerChannel()
+
+
+def test_a_rounded_cache_alone_is_a_variant_of_the_parent() -> None:
+    plan = parse_plan({"variants": [{"kv_bits": 4}, {"artifact": "a/b", "kv_bits": 8}]})
+    assert [v.label for v in plan.variants] == ["parent-kv4", "b-kv8"]
+    with pytest.raises(PlanError, match="2, 4, 8 bits"):
+        parse_plan({"variants": [{"kv_bits": 3}]})
+    with pytest.raises(PlanError, match="exactly one"):
+        parse_plan({"variants": [{}]})

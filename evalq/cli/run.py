@@ -38,7 +38,13 @@ def command(
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="METHOD:BITS[:gSIZE|channel][:asym] or artifact=DIR; repeat it."),
+        typer.Option(
+            help="METHOD:BITS[:gSIZE|channel][:asym][:kvBITS] or artifact=DIR; repeat it."
+        ),
+    ] = None,
+    kv_bits: Annotated[
+        list[int] | None,
+        typer.Option(help="Also the parent with a KV cache of 8, 4 or 2 bits; repeat it."),
     ] = None,
     suite: Annotated[
         list[str] | None,
@@ -87,7 +93,10 @@ def command(
 
     flags: dict[str, Any] = {
         "parent": parent,
-        "variants": [parse_variant(v) for v in variant or []],
+        "variants": [
+            *(parse_variant(v) for v in variant or []),
+            *({"kv_bits": bits} for bits in kv_bits or []),
+        ],
         "suites": suite,
         "workloads": workload,
         "limit": limit,

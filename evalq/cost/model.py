@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evalq.cost.devices import DEVICES, Device
 from evalq.errors import PlanError
 from evalq.memory import cache_shape, dollars_per_million, kv_cache_bytes, users_that_fit
-from evalq.schema import PerGroup, WeightScheme
+from evalq.schema import KV_BITS, PerGroup, WeightScheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +105,7 @@ def kv_bits_stored(bits: int, context: int) -> float:
     """
     if bits == 16:
         return 16.0
-    if bits not in (2, 4, 8):
+    if bits not in KV_BITS:
         raise PlanError(f"a KV cache of {bits} bits", hint="Use 16, 8, 4 or 2.")
     recent = min(context, _KV_WINDOW)
     low = bits + 32 / _KV_GROUP

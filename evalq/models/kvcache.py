@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from evalq.errors import PlanError
+from evalq.schema import KV_BITS
 
 __all__ = [
-    "BITS",
     "GROUP",
     "WINDOW",
     "check_bits",
@@ -25,9 +25,6 @@ __all__ = [
     "round_values",
     "settings",
 ]
-
-BITS = (2, 4, 8)
-"""Widths that a cache is kept in."""
 
 GROUP = 32
 """Numbers that share a scale and a least value, each of 16 bits."""
@@ -42,9 +39,10 @@ def check_bits(bits: int) -> None:
     Raises:
         PlanError: naming those that are.
     """
-    if bits not in BITS:
+    if bits not in KV_BITS:
         raise PlanError(
-            f"a KV cache of {bits} bits", hint=f"Use {', '.join(map(str, BITS))}, or leave it out."
+            f"a KV cache of {bits} bits",
+            hint=f"Use {', '.join(map(str, KV_BITS))}, or leave it out.",
         )
 
 

@@ -67,11 +67,14 @@ def make_variant(
 ) -> Artifact:
     """The artifact of one variant in ``folder``, made unless it is there, named by its content.
 
+    A rounded KV cache is no part of it: a variant that differs in that alone shares the artifact.
+
     Raises:
         EvalqError: a scheme that cannot be made of this parent; nothing half-written is left.
     """
     from evalq.artifacts.make import make_artifact, open_artifact, recipe_of
 
+    variant = variant.model_copy(update={"kv_bits": None})
     recipe = recipe_of(
         parent.hash, variant.scheme, variant.method, calibration, variant.options, seed,
         "compressed-tensors",

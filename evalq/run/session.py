@@ -44,10 +44,15 @@ CONTROL = "parent@control"
 
 @dataclass(slots=True)
 class _Made:
-    """A variant that is on disk, ready to be measured."""
+    """A variant that is on disk, ready to be measured; no artifact: the parent's own weights."""
 
     plan: VariantPlan
-    artifact: Artifact
+    artifact: Artifact | None
+
+    def identity(self, weights: str) -> str:
+        """The hash of what is measured: of the weights, and of the cache where that is rounded."""
+        bits = self.plan.kv_bits
+        return weights if bits is None else content_hash([weights, "kv", bits])
 
 
 @dataclass(slots=True)
@@ -187,7 +192,11 @@ def _measure(session: _Session) -> None:
     if plan.fidelity.enabled:
         write_table(session.directory.fidelity, FidelityRecord, session.fidelity)
     if plan.cost.enabled:
-        named = [(variant.plan.label, variant.artifact.path) for variant in made]
+        named = [
+            (variant.plan.label, variant.artifact.path)
+            for variant in made
+            if variant.artifact is not None and variant.plan.kv_bits is None
+        ]
         time_variants(plan, session.directory, session.info, named, parent_source, session.progress)
     session.info["variants"] = rows
     session.info["status"] = "done"
@@ -273,6 +282,9 @@ def _artifacts(session: _Session, parent: LoadedModel, inputs: Inputs) -> list[_
         if variant.artifact:
             made.append(_Made(variant, inputs.given[variant.label]))
             continue
+        if not variant.method:
+            made.append(_Made(variant, None))
+            continue
         needed = inputs.calibration if METHODS.get(variant.method).needs_calibration else None
         folder = session.directory.artifacts
         artifact = make_variant(
@@ -300,15 +312,20 @@ def _fidelity_of(session: _Session, label: str, key: str, model: LoadedModel) ->
 
 def _with_variant(session: _Session, made: _Made) -> dict[str, Any]:
     """Load one artifact from its files, ask and compare it; returns its row of run.json."""
-    from evalq.models.load import load_artifact
+    from evalq.models.load import load_artifact, load_parent
 
     plan, artifact, label = session.plan, made.artifact, made.plan.label
-    model = load_artifact(artifact.path, plan.engine)
+    if artifact is None:
+        model = load_parent(plan.parent, plan.engine)
+    else:
+        model = load_artifact(artifact.path, plan.engine)
+    model.kv_bits = made.plan.kv_bits
+    identity = made.identity(model.hash)
     engine = _engine(model, plan.engine)
     session.items += evaluate(
-        engine, label, artifact.hash, session.tasks, session.journal, session.progress
+        engine, label, identity, session.tasks, session.journal, session.progress
     )
-    _fidelity_of(session, label, content_hash([label, artifact.hash]), model)
+    _fidelity_of(session, label, content_hash([label, identity]), model)
     row = _variant_row(made, model)
     # What is said of the whole run is not said again of every variant.
     row["warnings"] = [w for w in row["warnings"] if w not in session.info["warnings"]]
@@ -357,7 +374,7 @@ def _parent_row(parent: LoadedModel) -> dict[str, Any]:
         "kind": "parent",
         "method": "",
         "scheme": dtype,
-        "bits": {"float32": 32}.get(dtype, 16),
+        "bits": _dense_bits(dtype),
         "group_size": None,
         "symmetric": None,
         "path": str(source.path),
@@ -372,23 +389,36 @@ def _parent_row(parent: LoadedModel) -> dict[str, Any]:
 
 def _variant_row(made: _Made, model: LoadedModel) -> dict[str, Any]:
     artifact, plan = made.artifact, made.plan
-    manifest = artifact.manifest
+    manifest = {} if artifact is None else artifact.manifest
     scheme = manifest.get("scheme") or {}
+    text = str(scheme.get("text", "")) if artifact is not None else model.source.dtype
+    warnings = [*manifest.get("warnings", []), *model.source.notes]
+    if plan.kv_bits is not None:
+        text += f"{'-' if text else ''}kv{plan.kv_bits}"
+        warnings.append(
+            f"the KV cache is rounded to {plan.kv_bits} bits in the evaluation; its speed and its "
+            "memory are not measured"
+        )
     return {
         "name": plan.label,
-        "hash": artifact.hash,
+        "hash": made.identity(model.hash),
         "kind": "made" if plan.method else "artifact",
         "method": manifest.get("method", ""),
-        "scheme": scheme.get("text", ""),
-        "bits": scheme.get("bits"),
+        "scheme": text,
+        "bits": scheme.get("bits") if artifact is not None else _dense_bits(model.source.dtype),
+        "kv_bits": plan.kv_bits,
         "group_size": scheme.get("group_size"),
         "symmetric": scheme.get("symmetric"),
-        "path": str(artifact.path),
+        "path": str(model.source.path),
         "bytes": model.source.bytes,
         "bits_per_weight": model.source.bits,
         "execution": model.execution,
         "calibration": manifest.get("calibration"),
-        "warnings": [*manifest.get("warnings", []), *model.source.notes],
+        "warnings": warnings,
         "quantize_seconds": manifest.get("seconds", 0.0),
         **layer_record(manifest),
     }
+
+
+def _dense_bits(dtype: str) -> int:
+    return {"float32": 32}.get(dtype, 16)

@@ -176,3 +176,23 @@ def test_a_width_that_a_method_does_not_make(
     with pytest.raises(PlanError, match="awq makes no 5 bits") as caught:
         run({**plan_data, "variants": [{"method": "awq", "bits": 5}]})
     assert "3, 4, 8" in caught.value.hint
+
+
+def test_a_rounded_cache_is_a_variant_of_its_own(plan_data: dict[str, Any]) -> None:
+    four = {"method": "rtn", "bits": 4, "group_size": 32}
+    plan_data["variants"] = [four, {**four, "kv_bits": 2}, {"kv_bits": 2}]
+    path = run(plan_data)
+    info = json.loads((path / "run.json").read_text())
+    labels = [PARENT, "rtn-w4-g32", "rtn-w4-g32-kv2", "parent-kv2"]
+    assert [v["name"] for v in info["variants"]] == labels
+    assert len({v["hash"] for v in info["variants"]}) == 4
+    _, plain, rounded, own = info["variants"]
+    assert plain["path"] == rounded["path"], "one artifact serves both"
+    assert rounded["bytes"] == plain["bytes"]
+    assert own["scheme"] == "bfloat16-kv2"
+    assert any("not measured" in w for w in rounded["warnings"])
+    costs = read_table(path / "costs.parquet", CostRecord).to_pylist()
+    assert {r["variant"] for r in costs} == {PARENT, "rtn-w4-g32"}
+    items = read_table(path / "items.parquet", ItemRecord).to_pylist()
+    assert {r["variant"] for r in items} == {*labels, CONTROL}
+    assert {r["variant_hash"] for r in items if r["variant"] == "parent-kv2"} == {own["hash"]}
