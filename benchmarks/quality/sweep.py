@@ -47,6 +47,7 @@ def sweep(given: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = load(given.parent, device)
     texts = stored.read(given.texts)
+    given.name = str(texts.record["parent"])
     judge = Judge(module, {"near": texts.near, "other": texts.other})
     recipe = Ours(given.method, {"refine": given.refine} if "gptq" in given.method else {})
     scheme = scheme_of(given.bits, given.group, not given.asym)
@@ -72,9 +73,14 @@ def _report(
 ) -> None:
     found = judge.judge(judge.variant(tensors))
     side = "asym" if given.asym else "sym"
-    row: dict[str, Any] = {"scheme": f"w{given.bits}-g{given.group}-{side}", "label": label, **note}
-    for name, quality in found.items():
-        row[name] = {k: v for k, v in asdict(quality).items() if k != "kl_by_window"}
+    row: dict[str, Any] = {
+        "parent": given.name,
+        "scheme": f"w{given.bits}-g{given.group}-{side}",
+        "tool": "evalq",
+        "label": f"evalq {label}",
+        **note,
+    }
+    row |= {name: asdict(quality) for name, quality in found.items()}
     with given.out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     kl = "  ".join(f"{name} {q.kl:.4f}" for name, q in found.items())
