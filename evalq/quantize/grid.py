@@ -16,7 +16,8 @@ from evalq.schema import WeightScheme
 
 __all__ = ["Grid", "encode", "grouped", "minmax_grid", "search_grid"]
 
-_ROWS_AT_A_TIME = 1 << 17
+_ENTRIES_AT_A_TIME = 1 << 17
+_ENTRIES_AT_A_TIME_ON_GPU = 1 << 26
 _SHRINK_STEPS = 10
 _SMALLEST_SHRINK = {2: 0.35, 3: 0.45, 4: 0.55}
 
@@ -157,7 +158,9 @@ def search_grid(
         importance: as for :func:`group_error`; the Hessian of the inputs, or its diagonal.
         dtype: that scales are stored in, and hence searched in.
     """
-    at_a_time = max(1, _ROWS_AT_A_TIME // max(1, weight.shape[1]))
+    # On a CPU what stays in its cache, on a GPU what keeps all of it busy.
+    entries = _ENTRIES_AT_A_TIME_ON_GPU if weight.is_cuda else _ENTRIES_AT_A_TIME
+    at_a_time = max(1, entries // max(1, weight.shape[1]))
     parts = [
         _search_rows(grouped(part, scheme), scheme, importance, dtype)
         for part in torch.split(weight, at_a_time)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,22 @@ from evalq.quantize.config import Method
 from evalq.schema import WeightScheme
 
 __all__ = ["InputStatistics", "Job", "LayerReport"]
+
+_EXPERTS_NAMED = 8
+
+
+@contextmanager
+def _exact_products(values: Tensor, given: torch.dtype) -> Iterator[None]:
+    """Tensor cores for a product of bfloat16 values: TF32 holds them, and sums are float32."""
+    if not values.is_cuda or given != torch.bfloat16:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +92,8 @@ class InputStatistics:
         total = self.tokens + flat.shape[0]
         if not flat.shape[0]:
             return
-        self.hessian.mul_(self.tokens / total).addmm_(flat.T, flat, alpha=1 / total)
+        with _exact_products(flat, inputs.dtype):
+            self.hessian.mul_(self.tokens / total).addmm_(flat.T, flat, alpha=1 / total)
         size = flat.abs()
         self.magnitude.mul_(self.tokens / total).add_(size.sum(0), alpha=1 / total)
         if self.largest is not None:
@@ -138,7 +156,7 @@ class Job:
             where = sorted(set(names), key=names.index)
             more = f" (and {len(where) - 1} more layers)" if len(where) > 1 else ""
             shared.append(f"{where[0]}{more}: {what}")
-        return (*shared, *self.warnings)
+        return (*shared, *_shortened(self.warnings))
 
     def scheme_of(self, name: str) -> WeightScheme:
         """How the layer of that full name is stored; a single layer may have its own width."""
@@ -153,3 +171,14 @@ class Job:
     def skips(self, name: str) -> bool:
         """Whether the layer of that full name stays as it is because the user said so."""
         return any(part in name for part in self.skip)
+
+
+def _shortened(warnings: list[str]) -> list[str]:
+    """Warnings with those about single experts cut short; a mixture can have thousands."""
+    experts = [w for w in warnings if "reached this expert" in w]
+    if len(experts) <= _EXPERTS_NAMED:
+        return warnings
+    rest = [w for w in warnings if "reached this expert" not in w]
+    more = len(experts) - _EXPERTS_NAMED
+    last = f"{more} more expert layers saw too few calibration tokens (each layer's report says)"
+    return [*rest, *experts[:_EXPERTS_NAMED], last]
