@@ -279,10 +279,24 @@ PAGES = {
 """Source path of a page to what makes it."""
 
 
+OUTSIDE = ("reports/demo/index.html", "reports/audit-demo/report.html", "benchmarks/RESULTS.md")
+"""Files of the repository that the site holds too, under the same path."""
+
+
 def on_files(files: Any, config: Any) -> Any:
     """MkDocs' hook: add the pages before links are checked."""
     from mkdocs.structure.files import File
 
     for path, make in PAGES.items():
         files.append(File.generated(config, path, content=make()))
+    for path in OUTSIDE:
+        files.append(File.generated(config, path, content=(ROOT / path).read_bytes()))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """MkDocs' hook: links that leave ``docs`` for a file of ``OUTSIDE`` lead to the site's copy."""
+    up = "../" * page.file.src_uri.count("/")
+    for path in OUTSIDE:
+        markdown = markdown.replace(f"]({up}../{path}", f"]({up}{path}")
+    return markdown

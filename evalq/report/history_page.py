@@ -99,7 +99,7 @@ def _matrix(releases: Sequence[Release], names: Sequence[str]) -> list[dict[str,
         for judged in release.variants:
             for each in judged["checks"]:
                 keys[(str(judged["variant"]), str(each["slice"]), str(each["metric"]))] = None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant, slice_, metric in keys:
         cells = []
         for release, name in zip(releases, names, strict=True):
