@@ -106,6 +106,33 @@ def _mixed(
     )
 
 
+def _streamed(parent: str, wanted: bool | None, whole: str) -> bool:
+    """Whether the parent's weights stay in their files.
+
+    Args:
+        parent: as the user names it.
+        wanted: what the user said of it, if anything.
+        whole: what is to be done that runs the whole parent at once, or ``""``.
+
+    Raises:
+        PlanError: streaming is asked for where the whole parent is needed.
+    """
+    import psutil
+
+    from evalq.errors import PlanError
+
+    if wanted and whole:
+        raise PlanError(
+            f"{whole} runs the whole parent, which --stream leaves on disk",
+            hint="Leave --stream out, or use a method that works layer by layer.",
+        )
+    if wanted is not None or whole or not Path(parent).is_dir():
+        return bool(wanted)
+    size = sum(path.stat().st_size for path in Path(parent).glob("*.safetensors"))
+    # Half-precision weights take twice as much as float32, as a CPU computes.
+    return 2 * size > psutil.virtual_memory().available // 2
+
+
 def _peak(memory: Mapping[str, int | None]) -> str:
     """Peak memory in words: of the process, what of it cannot be given back, and of the GPU."""
     words = f"peak memory {_size(memory['peak_resident_bytes'])}"
@@ -198,6 +225,15 @@ def command(
         str, typer.Option("--format", help="See 'evalq list formats'.")
     ] = "compressed-tensors",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto by default.")] = "auto",
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Leave the parent on disk and read one layer at a time; by default when it would "
+            "fill more than half of the free memory.",
+            show_default=False,
+        ),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the parent.")
     ] = False,
@@ -251,9 +287,13 @@ def command(
     from evalq.models.load import load_parent
 
     with terminal_progress(quiet) as progress:
-        loaded = load_parent(plan.parent, plan.engine)
-        text = None
         budget = target_bits is not None or max_bytes is not None
+        whole = "mixed precision" if budget else f"method {method!r}" if chosen.distills else ""
+        streamed = _streamed(plan.parent, stream, whole)
+        if streamed:
+            progress.note("the parent stays on disk: its layers are read one at a time")
+        loaded = load_parent(plan.parent, plan.engine, mapped=streamed)
+        text = None
         if chosen.needs_calibration or budget:
             text = _calibration(loaded, plan, evaluated or (), progress)
         mixed = None

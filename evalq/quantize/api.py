@@ -334,9 +334,20 @@ def _shapes(
 
 
 def _head(module: nn.Module) -> nn.Module:
+    """The output head that is to be quantized.
+
+    Raises:
+        QuantizationError: none that is linear, or one that shares its weight with the embeddings.
+    """
     head = module.get_output_embeddings()  # type: ignore[operator]
     if not isinstance(head, nn.Linear):
         raise QuantizationError(f"{type(module).__name__} has no linear output head to quantize")
+    if module.get_input_embeddings().weight is head.weight:  # type: ignore[operator]
+        name = next(n for n, m in module.named_modules() if m is head)
+        raise QuantizationError(
+            f"{name} shares its weight with the embeddings, which stay as they are",
+            hint="Leave quantize_head off for a model with tied embeddings.",
+        )
     return head
 
 
@@ -349,13 +360,7 @@ def _quantize_head(
     batch: int,
 ) -> None:
     head = _head(module)
-    embedding = module.get_input_embeddings()  # type: ignore[operator]
     name = next(n for n, m in module.named_modules() if m is head)
-    if embedding.weight is head.weight:
-        raise QuantizationError(
-            f"{name} shares its weight with the embeddings, which stay as they are",
-            hint="Leave quantize_head off for a model with tied embeddings.",
-        )
     weight = get_weight(head)
     check_finite(f"{name}.weight", weight)
     statistics = None

@@ -122,7 +122,8 @@ def _until_head(model: nn.Module, layers: nn.ModuleList) -> Iterator[None]:
         return out.float() if isinstance(out, Tensor) else out
 
     inside = {id(m) for m in layers.modules()}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    found: Any = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = None if found is None else found()
     outside = [m for m in model.modules() if id(m) not in inside and m is not head]
     tables = [m for m in outside if isinstance(m, nn.Embedding)]
     others = [p for m in outside if m not in tables for p in m.parameters(recurse=False)]

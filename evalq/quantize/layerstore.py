@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -58,9 +59,12 @@ class LayerStore:
         self._began = time.monotonic()
         self._writing = 0.0
         self._hidden: Path | None = None
+        self._fresh: list[Path] = []
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> LayerStore:
+        home = self.directory.parent
+        self._fresh = [path for path in (home, *home.parents) if not path.exists()]
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = (self.directory / "lock").open("w")
@@ -85,6 +89,10 @@ class LayerStore:
         # Ctrl-C and a request to end are no fault of the input: the work done so far is kept.
         if error is None or isinstance(error, Exception):
             shutil.rmtree(self.directory, ignore_errors=True)
+            if error is not None:
+                for path in self._fresh:
+                    with suppress(OSError):
+                        path.rmdir()
         if self._lock is not None:
             self._lock.close()
 

@@ -73,7 +73,9 @@ def evaluated_items(tasks: Iterable[BuiltTask]) -> list[Evaluated]:
 
 def _question(task: Any, document: Any) -> str:
     """The document's own question, or ``""`` where a task has none that is text."""
-    if str(task.OUTPUT_TYPE) == "loglikelihood_rolling" or getattr(task, "multiple_input", 0):
+    if str(task.OUTPUT_TYPE) == "loglikelihood_rolling" or bool(
+        getattr(task, "multiple_input", False)
+    ):
         return ""
     try:
         text = task.doc_to_text(document)

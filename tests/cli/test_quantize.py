@@ -92,3 +92,88 @@ def test_a_directory_that_holds_something_else(parent, tmp_path):
     result = run(parent, "--method", "rtn", "--out", str(tmp_path))
     assert isinstance(result.exception, ArtifactError)
     assert "not made by evalq" in str(result.exception)
+
+
+def test_streamed_from_disk(parent, tmp_path):
+    plain = run(parent, "--method", "gptq", "--out", str(tmp_path / "a"), "--json")
+    streamed = run(parent, "--method", "gptq", "--out", str(tmp_path / "b"), "--stream", "--json")
+    assert streamed.exit_code == 0, streamed.output
+    hashes = {json.loads(r.stdout)["content_hash"] for r in (plain, streamed)}
+    assert len(hashes) == 1
+    refused = run(
+        *(parent, "--method", "gptq+kd", "--out", str(tmp_path / "c"), "--stream"),
+    )
+    assert isinstance(refused.exception, PlanError)
+    assert "runs the whole parent" in str(refused.exception)
+
+
+def test_eight_bit_activations(parent, tmp_path):
+    text = str(parent.parent / "text.txt")
+    words = ["quantize", str(parent), "--method", "smoothquant", "--bits", "8", "--quiet"]
+    words += ["--activation-bits", "8", "--calibration", text, "--samples", "4", "--length", "16"]
+    result = CliRunner().invoke(build_app(("quantize",)), [*words, "--out", str(tmp_path / "a")])
+    assert result.exit_code == 0, result.output
+    assert "peak memory" in result.stdout
+    manifest = json.loads((tmp_path / "a" / "evalq-manifest.json").read_text())
+    assert manifest["scheme"]["text"] == "w8-channel-a8"
+
+
+def test_a_mixture_and_items_that_are_evaluated(parent, tmp_path):
+    items = tmp_path / "items.jsonl"
+    rows = [
+        {"prompt": " ".join(f"w{1 + (i * k) % 63}" for k in range(1, 40)), "target": f"w{i}"}
+        for i in range(1, 20)
+    ]
+    items.write_text("\n".join(json.dumps(row) for row in rows))
+    mixture = f"{parent.parent / 'text.txt'}=0.5,workload:{items}=0.5"
+    words = ["quantize", str(parent), "--calibration", mixture, *SMALL, "--evaluated", str(items)]
+    out = ["--out", str(tmp_path / "out"), "--method", "gptq"]
+    app = build_app(("quantize",))
+    refused = CliRunner().invoke(app, [*words, *out])
+    assert isinstance(refused.exception, PlanError)
+    assert "19 of the 19 items" in str(refused.exception)
+    assert not (tmp_path / "out").exists()
+    made = CliRunner().invoke(app, [*words, *out, "--allow-overlap"])
+    assert made.exit_code == 0, made.output
+    assert "warning: The calibration text holds 19 of the 19" in made.stdout
+    manifest = json.loads((tmp_path / "out" / "evalq-manifest.json").read_text())
+    assert [p["windows"] for p in manifest["calibration"]["parts"]] == [2, 2]
+
+
+@pytest.mark.parametrize("fault", ["no text", "nan"])
+def test_faults_leave_nothing_behind(parent, tmp_path, fault):
+    words = ["--out", str(tmp_path / "new" / "out"), "--method", "gptq"]
+    where, text = parent, parent.parent / "text.txt"
+    if fault == "no text":
+        text = parent.parent / "empty.txt"
+        text.write_text(" \n")
+    else:
+        where = parent.parent / "broken"
+        model = tiny_llama(torch.bfloat16)
+        with torch.no_grad():
+            model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+        model.save_pretrained(where)
+        tiny_tokenizer().save_pretrained(where)
+    command = ["quantize", str(where), "--calibration", str(text), *SMALL, *words]
+    result = CliRunner().invoke(build_app(("quantize",)), command)
+    assert isinstance(result.exception, EvalqError)
+    expected = (
+        "holds no text" if fault == "no text" else "layers.1.mlp.down_proj.weight holds 1 NaN"
+    )
+    assert expected in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_experts_that_saw_too_few_tokens_are_printed(parent, tmp_path):
+    from tests.quantize.tiny import tiny
+
+    where = tmp_path / "moe"
+    tiny("mixtral", vocab_size=64).save_pretrained(where)
+    tiny_tokenizer().save_pretrained(where)
+    text = str(parent.parent / "text.txt")
+    words = ["quantize", str(where), "--calibration", text, *SMALL, "--option", "minimum_tokens=60"]
+    result = CliRunner().invoke(
+        build_app(("quantize",)), [*words, "--method", "gptq", "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "calibration tokens reached this expert" in result.stdout

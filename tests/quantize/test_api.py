@@ -101,7 +101,9 @@ def test_the_head_gets_the_hessian_of_what_it_reads():
     assert out.reports[-1].output_error == pytest.approx(float(expected), rel=1e-2)
 
 
-def test_tied_embeddings_keep_their_head():
+def test_tied_embeddings_keep_their_head(monkeypatch):
+    # Refused before any layer is worked on.
+    monkeypatch.setattr("evalq.quantize.api.quantize_decoder_layer", None)
     with pytest.raises(QuantizationError, match="shares its weight"):
         quantize(tiny(tie_word_embeddings=True), W4, "rtn", None, {"quantize_head": True})
 
@@ -166,6 +168,16 @@ def test_an_expert_that_saw_too_little_is_reported():
     calibration = random_calibration(1, 16)
     out = quantize(parent, W4, "gptq", calibration)
     assert any("calibration tokens reached this expert" in w for w in out.warnings)
+
+
+def test_experts_that_saw_too_little_are_not_listed_without_end():
+    parent = tiny("mixtral", num_local_experts=16)
+    out = quantize(parent, W4, "gptq", random_calibration(1, 16))
+    named = [w for w in out.warnings if "reached this expert" in w]
+    assert len(named) == 8
+    (more,) = [w for w in out.warnings if "more expert layers saw too few" in w]
+    starved = sum(r.tokens < 16 for r in out.reports if ".experts." in r.name)
+    assert more.startswith(f"{starved - 8} more")
 
 
 def test_tokens_of_another_vocabulary():
