@@ -9,7 +9,6 @@ waited for; what is not there in time is left out.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from benchmarks.quality import texts as stored
 from benchmarks.quality.artifacts import made, tensors
 from benchmarks.quality.evaluate import Judge
-from benchmarks.quality.sweep import load
+from benchmarks.quality.rows import append, load
 
 
 def row_of(out: Path, judge: Judge, parent: str) -> dict[str, Any]:
@@ -56,11 +55,7 @@ def main() -> None:
     while waiting:
         for out in [d for d in waiting if (d / "made.json").is_file()]:
             waiting.remove(out)
-            row = row_of(out, judge, str(texts.record["parent"]))
-            with given.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            kl = f"near {row['near']['kl']:.4f}  other {row['other']['kl']:.4f}"
-            print(f"{row['scheme']:12} {row['label']:60} {kl}", flush=True)
+            append(given.out, row_of(out, judge, str(texts.record["parent"])))
         if time.monotonic() > end:
             break
         if waiting:

@@ -1,36 +1,36 @@
-"""evalq's own variants: what is tried, and how one is made in memory."""
+"""evalq's own variants: what is tried, made and judged one after another.
+
+python -m benchmarks.quality.ours PARENT_DIR TEXTS OUT.jsonl --bits 4 --group 64 --asym
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from benchmarks.quality.rows import Scheduled
 from evalq.quantize.api import QuantizedModel, quantize
 from evalq.quantize.calibration import Calibration
-from evalq.quantize.distill import DistillSettings, distill
 from evalq.schema import PerGroup, Scheme, WeightScheme
 
-__all__ = ["OURS", "Ours", "dense_tensors", "make"]
+__all__ = ["OURS", "Ours", "dense_tensors", "make", "scheme_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """A method with its options, and the settings of a distillation after it (or none)."""
+    """A method with the options that are not its defaults."""
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    distillation: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
-        """``gptq refine=2 + distill epochs=4``."""
-        parts = [self.method, *(f"{k}={v}" for k, v in self.options.items())]
-        if self.distillation is not None:
-            parts += ["+ distill", *(f"{k}={v}" for k, v in self.distillation.items())]
-        return " ".join(parts)
+        """``evalq gptq refine=2``."""
+        return " ".join(["evalq", self.method, *(f"{k}={v}" for k, v in self.options.items())])
 
 
 OURS = (
@@ -38,6 +38,8 @@ OURS = (
     Ours("gptq", {"refine": 2}),
     Ours("gptq", {"refine": 4}),
     Ours("awq+gptq", {"refine": 2}),
+    Ours("gptq+kd", {"epochs": 2}),
+    Ours("gptq+kd", {"epochs": 8}),
 )
 
 
@@ -50,16 +52,7 @@ def make(module: Any, recipe: Ours, scheme: Scheme, tokens: Tensor) -> dict[str,
     """The variant's tensors that differ from the parent's, by parameter name, in float32."""
     calibration = Calibration.from_tokens(tokens, "benchmarks.quality")
     made = quantize(module, scheme, recipe.method, calibration, recipe.options)
-    return finish(module, made, recipe, tokens)
-
-
-def finish(module: Any, made: QuantizedModel, recipe: Ours, tokens: Tensor) -> dict[str, Tensor]:
-    """Distil where the recipe says so, and dequantize."""
-    layers = made.layers
-    if recipe.distillation is not None:
-        settings = DistillSettings(**recipe.distillation)
-        layers = distill(module, layers, made.dense, tokens, settings).layers
-    return dense_tensors(made, layers)
+    return dense_tensors(made, made.layers)
 
 
 def dense_tensors(made: QuantizedModel, layers: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -69,3 +62,21 @@ def dense_tensors(made: QuantizedModel, layers: Mapping[str, Any]) -> dict[str, 
         plain = weight.dequantize()
         tensors[f"{name}.weight"] = plain.T.contiguous() if name in made.transposed else plain
     return tensors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    Scheduled.arguments(parser)
+    parser.add_argument("--only", default="", help="recipes whose label contains this")
+    given = parser.parse_args()
+    job = Scheduled.of(given)
+    scheme = scheme_of(given.bits, given.group, not given.asym)
+    for recipe in OURS:
+        if given.only in recipe.label:
+            with job.timed() as note:
+                tensors = make(job.module, recipe, scheme, job.texts.calibration)
+            job.report(recipe.label, tensors, note)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,12 @@ def best(rows: Iterable[dict[str, Any]], text: str) -> dict[str, Any]:
 
 
 def ratio(ours: dict[str, Any], theirs: dict[str, Any], text: str) -> tuple[float, float, float]:
-    """KL of ours over theirs, with the 95 % interval of a paired bootstrap over windows."""
+    """KL of ours over theirs, with the 95 % interval of a paired bootstrap over windows.
+
+    The interval is NaN where a line has no KL by window.
+    """
+    if not all("kl_by_window" in r[text] for r in (ours, theirs)):
+        return ours[text]["kl"] / theirs[text]["kl"], math.nan, math.nan
     a, b = (np.asarray(r[text]["kl_by_window"]) for r in (ours, theirs))
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(a), size=(RESAMPLES, len(a)))
@@ -79,7 +85,7 @@ def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "peer_scheme": theirs["scheme"],
                 "peer_kl": theirs[text]["kl"],
                 "ratio": middle,
-                "interval": [low, high],
+                "interval": None if math.isnan(low) else [low, high],
             }
         found.append(entry)
     return found
@@ -112,7 +118,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             part = entry[text]
             mine = f"{part['ours_kl']:.4f} ({part['ours']}, {part['ours_scheme']})"
             theirs = f"{part['peer_kl']:.4f} ({part['peer']}, {part['peer_scheme']})"
-            interval = "{:.2f} to {:.2f}".format(*part["interval"])
+            found = part["interval"]
+            interval = "{:.2f} to {:.2f}".format(*found) if found else "not kept"
             cells = [entry["parent"], entry["width"], text, mine, theirs]
             lines.append(_line([*cells, f"{part['ratio']:.2f}", interval]))
     return "\n".join(lines)
