@@ -196,10 +196,12 @@ class Client:
             except Refused:
                 continue
             found.append(answer)
-            works = answer.prompt_tokens in (None, len(ids))
             if name == "echo":
                 works = answer.text.startswith("The sun") and len(answer.shown or ()) > 2
-            self.capabilities = replace(self.capabilities, **{name: works})
+                self.capabilities = replace(self.capabilities, echo=works)
+            else:
+                works = answer.prompt_tokens in (None, len(ids))
+                self.capabilities = replace(self.capabilities, token_prompts=works)
         return found
 
     def ask(self, ask: Ask) -> Answer:

@@ -24,7 +24,7 @@ from evalq.audit.panel import BASE
 from evalq.stats.agreement import bet_log_e
 from evalq.stats.mixture import fit_mixture, mixture_interval
 
-__all__ = ["VERDICTS", "Decision", "Rules", "Verdict", "decide"]
+__all__ = ["GOES_ON", "VERDICTS", "Decision", "Rules", "Verdict", "decide"]
 
 Floats = NDArray[np.float64]
 Verdict = Literal["PARENT-LIKE", "TIER", "MIXED", "UNLISTED", "NOT_COMPARABLE", "UNDERPOWERED"]
@@ -36,6 +36,8 @@ VERDICTS: tuple[Verdict, ...] = (
     "NOT_COMPARABLE",
     "UNDERPOWERED",
 )
+GOES_ON: tuple[Verdict, ...] = ("PARENT-LIKE", "TIER", "UNDERPOWERED")
+"""Verdicts of phase 1 that samples may confirm or change."""
 _BAND = 4.0
 """Standard deviations that sampled tokens may be less or more likely than their model expects."""
 _LEAST_SHARE = 0.02

@@ -22,7 +22,7 @@ from scipy.stats import beta
 
 from evalq.audit.calibration import SAFETY, Calibration
 from evalq.audit.client import Client
-from evalq.audit.decide import Decision, Rules, decide
+from evalq.audit.decide import GOES_ON, Decision, Rules, decide
 from evalq.audit.evidence import Kind, Weighed
 from evalq.audit.journal import AuditJournal
 from evalq.audit.panel import BASE, BENIGN, Member, Panel
@@ -305,6 +305,8 @@ def replay(
     decision = decide(asked, calibration, rules, False)
     kinds: tuple[Kind, ...] = ("greedy", "sampled")
     for kind in kinds:
+        if kind == "sampled" and decision.verdict not in GOES_ON:
+            break
         limit = one.prompts if kind == "greedy" else one.sampled
         order = rng.permutation(len(rows[kind]))[:limit]
         for start in range(0, len(order), one.block):

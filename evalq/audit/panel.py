@@ -217,6 +217,9 @@ class Panel:
                 part = order[start : start + size]
                 found = self._batch(name, [fresh[k] for k in part])
                 self._cache.update(zip(part, found, strict=True))
+                # Scores with something asked on top serve those who ask for nothing as well.
+                plain = [(name, Row(fresh[k].prompt, fresh[k].tokens).key) for k in part]
+                self._cache.update(zip(plain, found, strict=True))
         return [self._cache[k] for k in keys]
 
     def _batch(self, name: str, rows: Sequence[Row]) -> list[TokenScores]:
@@ -308,7 +311,8 @@ def _round_inputs(module: Any, bits: int) -> None:
     def rounded(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         x = inputs[0]
         width = x.shape[-1]
-        blocks = nn.functional.pad(x, (0, -width % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+        padded = nn.functional.pad(x, (0, -width % _BLOCK))
+        blocks = padded.reshape(*padded.shape[:-1], -1, _BLOCK)
         scale = blocks.abs().amax(-1, keepdim=True) / high
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         return ((blocks / scale).round() * scale).flatten(-2)[..., :width], *inputs[1:]

@@ -15,7 +15,7 @@ from evalq.audit.answers import Answer
 from evalq.audit.calibration import Calibration
 from evalq.audit.client import Ask, Client
 from evalq.audit.comparable import Rendering, check_rendering
-from evalq.audit.decide import Decision, Rules, decide
+from evalq.audit.decide import GOES_ON, Decision, Rules, decide
 from evalq.audit.evidence import Kind, Weighed, Weigher
 from evalq.audit.journal import AuditJournal
 from evalq.audit.panel import Panel
@@ -168,7 +168,8 @@ class Session:
             )
         outcome = Outcome(decide([], self.calibration, self.rules, False))
         self._phase(outcome, "greedy")
-        if not outcome.stopped and outcome.decision.verdict != "NOT_COMPARABLE":
+        # What is unlisted or mixed stays so, whatever samples say of it.
+        if not outcome.stopped and outcome.decision.verdict in GOES_ON:
             self._phase(outcome, "sampled")
         if outcome.decision.verdict != "NOT_COMPARABLE" or outcome.weighed:
             self._conclude(outcome)

@@ -262,7 +262,11 @@ async def _events(
     vocabulary = service.engines[name].vocabulary
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Told | None] = asyncio.Queue()
-    job.emit = lambda told: loop.call_soon_threadsafe(queue.put_nowait, told)
+
+    def tell(told: Told) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, told)
+
+    job.emit = tell
     future = service.queue.submit(name, job)
     future.add_done_callback(lambda _: loop.call_soon_threadsafe(queue.put_nowait, None))
     kind = {**head, "object": "chat.completion.chunk" if chat else "text_completion"}

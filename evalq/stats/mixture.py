@@ -30,7 +30,7 @@ class MixtureFit:
     log_likelihood: float
 
 
-def fit_mixture(log_likelihoods: ArrayLike, steps: int = 500) -> MixtureFit:
+def fit_mixture(log_likelihoods: ArrayLike, steps: int = 200) -> MixtureFit:
     """Shares of K known components, each request drawn whole from one (EM).
 
     Args:
@@ -52,7 +52,7 @@ def fit_mixture(log_likelihoods: ArrayLike, steps: int = 500) -> MixtureFit:
         total = logsumexp(joint, axis=1, keepdims=True)
         value = float(total.sum())
         weights = np.exp(joint - total).mean(0)
-        if value - before < 1e-9:
+        if value - before < 1e-6:
             break
         before = value
     return MixtureFit(weights, value)
