@@ -3,10 +3,13 @@
 Codes are kept in 2, 4 or 8 bits (3-bit codes take 4, 5 to 7 take 8) and multiplied as exact
 integers: a product is ``scale * sum((code - zero) * x)`` over each group, summed in float32. Up to
 ``DECODE_ROWS`` rows of activations read the codes themselves; for more, the weight is dequantized
-a panel of output rows at a time, in the activations' dtype, and torch multiplies.
+a panel of output rows at a time, in the activations' dtype, and torch multiplies; in bfloat16 on a
+CPU with AMX, compiled C multiplies the tiles as it makes them.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,6 +43,20 @@ def stored_bits(bits: int) -> int:
     return 2 if bits == 2 else 4 if bits <= 4 else 8
 
 
+_BY_TORCH = "dequantize, then torch"
+
+
+@lru_cache(maxsize=1)
+def tiles() -> bool:
+    """Whether this CPU, and the system it runs, multiply tiles (AMX)."""
+    return native.why_not() is None and bool(native.library().evalq_has_tiles())
+
+
+def tiled(dtype: torch.dtype) -> bool:
+    """Whether many rows of this dtype are multiplied as tiles."""
+    return dtype == torch.bfloat16 and tiles()
+
+
 class NativeKernel:
     """Compiled C for a CPU."""
 
@@ -70,7 +87,9 @@ class NativeKernel:
 
     def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
         """See ``base.Kernel``."""
-        return "codes" if rows <= DECODE_ROWS else "dequantize, then torch"
+        if rows <= DECODE_ROWS:
+            return "codes"
+        return "dequantize, then AMX (bfloat16) or torch" if tiles() else _BY_TORCH
 
     def pack(
         self,
@@ -108,6 +127,8 @@ class NativeKernel:
             x = reference.quantize_activations(x, packed.activation_bits)
         rows = x.shape[0]
         if rows > DECODE_ROWS:
+            if tiled(x.dtype):
+                return self._multiply_tiles(x, packed)
             return self._multiply_panels(x, packed)
         result = x.new_empty(rows, packed.shape[0])
         failed = native.library().evalq_multiply(
@@ -120,6 +141,16 @@ class NativeKernel:
         )
         if failed:
             raise KernelError(f"no memory for {rows} rows of activations")
+        return result
+
+    def _multiply_tiles(self, x: Tensor, packed: PackedWeight) -> Tensor:
+        """Dequantizes to bfloat16 tiles and multiplies them by AMX."""
+        result = x.new_empty(x.shape[0], packed.shape[0])
+        failed = native.library().evalq_tiles(
+            x.data_ptr(), result.data_ptr(), x.shape[0], packed.shape[1], *self._arguments(packed)
+        )
+        if failed:
+            raise KernelError(f"no memory, or no AMX any more, for {x.shape[0]} rows")
         return result
 
     def _multiply_panels(self, x: Tensor, packed: PackedWeight) -> Tensor:

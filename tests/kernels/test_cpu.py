@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from evalq.errors import KernelError
-from evalq.kernels import native
+from evalq.kernels import cpu, native
 from evalq.kernels.base import PackedWeight
 from evalq.kernels.cpu import DECODE_ROWS
 from evalq.kernels.op import pack, quantized_matmul
@@ -146,3 +146,38 @@ def test_the_kernels_of_torch_refuse_scales_they_would_round() -> None:
         pack(make_weight(4, 64, True, (64, 256)), "cpu", torch.bfloat16, "torch-int4")
     with pytest.raises(KernelError, match="symmetric"):
         pack(make_weight(4, 64, False, (64, 256)), "cpu", torch.bfloat16, "torch-int4")
+
+
+@pytest.mark.skipif(not cpu.tiles(), reason="no AMX on this machine")
+@pytest.mark.parametrize("shape", [(33, 129), (16, 64), (49, 640)])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_tiles_multiply_many_rows(bits: int, symmetric: bool, shape: tuple[int, int]) -> None:
+    for group in (32, None):
+        weight = make_weight(bits, group, symmetric, shape)
+        packed = pack(weight, "cpu", torch.bfloat16, "native")
+        # A dequantized model rounds its weights to bfloat16, and so do the tiles.
+        dense = dense64(weight).to(torch.bfloat16).double()
+        for rows in (25, 64, 257):
+            x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows))
+            x = x.to(torch.bfloat16)
+            result = quantized_matmul(x, packed)
+            expected = x.double() @ dense.T
+            error = (result.double() - expected).norm() / expected.norm()
+            assert error < 3e-3
+            assert torch.equal(result, quantized_matmul(x, packed))
+            x[3, 5] = float("nan")
+            x[4, 5] = float("inf")
+            broken = quantized_matmul(x, packed)
+            assert broken[3].isnan().all()
+            assert not broken[4].isfinite().any()
+            assert torch.equal(broken[5:], result[5:])
+
+
+@pytest.mark.skipif(not cpu.tiles(), reason="no AMX on this machine")
+def test_without_tiles_panels_give_the_same() -> None:
+    weight = make_weight(4, 32, False, (49, 640))
+    packed = pack(weight, "cpu", torch.bfloat16, "native")
+    x = torch.randn(70, 640, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    panels = cpu.NATIVE._multiply_panels(x, packed)
+    torch.testing.assert_close(quantized_matmul(x, packed), panels, rtol=2e-2, atol=2e-2)
