@@ -20,6 +20,7 @@ from evalq.schema import BITS, PerGroup, WeightScheme
 __all__ = ["Allocation", "Unit", "allocate", "format_bits", "parse_bits", "stored_bits"]
 
 _MINUTE = 60.0
+_SHAPE_BITS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,15 @@ class Allocation:
 
 
 def stored_bits(shape: tuple[int, int], scheme: WeightScheme, width: int, scale_bits: int) -> int:
-    """Bits that one layer takes at a width: codes, scales and, asymmetric, zeros."""
+    """Bits that one layer takes at a width: codes, scales, the stored shape, and zeros if any."""
     rows, columns = shape
     size = scheme.granularity.size if isinstance(scheme.granularity, PerGroup) else columns
     groups = rows * -(-columns // size)
-    return rows * columns * width + groups * (scale_bits + (0 if scheme.symmetric else width))
+    return (
+        _SHAPE_BITS
+        + rows * columns * width
+        + groups * (scale_bits + (0 if scheme.symmetric else width))
+    )
 
 
 def format_bits(bits: Mapping[str, int]) -> str:

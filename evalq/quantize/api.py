@@ -28,6 +28,7 @@ from evalq.quantize.linear import (
     weight_shape,
 )
 from evalq.quantize.pipeline import PROBE_TOKENS, finish_block, quantize_decoder_layer
+from evalq.quantize.rotate import changed_tensors, rotated, untie
 from evalq.schema import Scheme
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ class QuantizedModel:
             if weight_shape(layer) != quantized.shape:
                 raise QuantizationError(f"{name} is {weight_shape(layer)}, not {quantized.shape}")
             set_weight(layer, quantized.dequantize())
+        if any(name not in dict(module.named_parameters()) for name in self.dense):
+            # A rotated head has a weight of its own where the parent's is tied.
+            untie(module)
         for name, tensor in self.dense.items():
             module.get_parameter(name).data.copy_(tensor)
 
@@ -147,13 +151,18 @@ def quantize(
     check_widths(shapes, scheme.weights)
     device = device or next(module.parameters()).device
     before = 0.0 if store is None else store.seconds
-    training = module.training
+    parent, training = module, module.training
     module.train(False)
     try:
+        if resolved["rotate"] != "none":
+            module = rotated(module, job.head_dim, seed)
+            layers_name, layers = decoder_layers(module)
         _run(job, module, layers_name, layers, calibration, device, progress, store)
     finally:
-        module.train(training)
+        parent.train(training)
     details = _distill(job, module, calibration, progress) if chosen.distills else {}
+    if module is not parent:
+        job.dense = {**changed_tensors(parent, module, set(job.layers), stored), **job.dense}
     transposed = frozenset(
         n for n in job.layers if not _is_expert(job, n) and _is_transposed(module, n)
     )

@@ -91,6 +91,12 @@ _COMMON = {
         choices=("auto", "float32", "bfloat16", "float16"),
     ),
     "skip": Option("", "layers left as they are: comma-separated parts of their names"),
+    "rotate": Option(
+        "none",
+        "turn the residual stream and the values by Hadamard matrices merged into the weights "
+        "(arXiv 2404.00456); a tied output head gets a weight of its own",
+        choices=("none", "hadamard"),
+    ),
     "layer_bits": Option(
         "", "widths of single layers, LAYER=BITS with commas between (what --target-bits makes)"
     ),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from evalq.quantize.capture import LayerCall, Trace, run_layer
 from evalq.quantize.linear import get_weight, is_linear, weight_shape
 
-__all__ = ["Fold", "apply_fold", "find_folds"]
+__all__ = ["Fold", "apply_fold", "find_folds", "norm_offset"]
 
 _SAME = 2e-4
 _CHANGED = 1e-2
@@ -52,7 +52,7 @@ def _vectors(module: nn.Module) -> list[nn.Parameter]:
     return found  # type: ignore[return-value]
 
 
-def _offset(module: nn.Module) -> float:
+def norm_offset(module: nn.Module) -> float:
     """What a norm adds to its weight: Gemma's norms multiply by ``1 + weight``, others by it."""
     weight: nn.Parameter = module.weight  # type: ignore[assignment]
     saved = weight.data.clone()
@@ -74,7 +74,7 @@ def _divide(module: nn.Module, scales: Tensor, stored: torch.dtype) -> Tensor:
             get_weight(module).div_(scales[:, None])
             exact = scales
         else:
-            offset = _offset(module)
+            offset = norm_offset(module)
             weight: nn.Parameter = module.weight  # type: ignore[assignment]
             before = weight.data + offset
             after = (before / scales - offset).to(stored).to(weight.dtype)
