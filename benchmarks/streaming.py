@@ -1,8 +1,8 @@
 """Memory of ``evalq quantize`` on a parent of 1.5 GB whose weights stay on disk.
 
 Makes a random Llama in bfloat16, quantizes it in a process of its own with ``--stream`` (and one
-without), and prints what the manifests say of memory, beside the size of one decoder layer. The two artifacts
-have to be the same.
+without), and prints what the manifests say of memory, beside the size of one decoder layer. The two
+artifacts have to be the same.
 
     OMP_NUM_THREADS=2 python -m benchmarks.streaming --folder /tmp/streaming --method gptq
 """

@@ -31,8 +31,17 @@ def check_mapped(module: nn.Module, state: dict[str, Tensor], label: str) -> Non
 
     Raises:
         ParentError: transformers has converted them (stacked experts, fused projections, another
-            dtype), so that they lie in memory.
+            dtype), so that they lie in memory; or its embeddings compute in the stored dtype.
     """
+    embeddings = module.get_input_embeddings()  # type: ignore[operator]
+    stored = embeddings.weight.dtype
+    if type(embeddings) is not nn.Embedding and stored != torch.float32:
+        # Gemma's multiply what they look up by a constant, which loses digits in the stored dtype.
+        raise ParentError(
+            f"{label} cannot be streamed from disk: {type(module).__name__} computes on its "
+            f"embeddings, which would round in {str(stored).removeprefix('torch.')}",
+            hint="Leave --stream out; the parent then has to fit into memory.",
+        )
     views = {tensor.data_ptr() for tensor in state.values()}
     total = copied = 0
     for parameter in module.parameters():
