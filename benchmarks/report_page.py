@@ -48,12 +48,25 @@ def render(path: Path) -> dict[str, float]:
     }
 
 
-def _main_thread(events: list[dict[str, Any]]) -> tuple[int, int]:
-    """Process and thread of the page's own main thread: the one that painted."""
-    for event in events:
-        if event["name"] == "firstPaint":
-            return event["pid"], event["tid"]
-    sys.exit("the trace holds no first paint")
+def _paint(events: list[dict[str, Any]], url: str) -> tuple[tuple[int, int], dict[str, float]]:
+    """The page's main thread, and milliseconds from the start of its navigation to its paints."""
+    starts = [
+        e for e in events if e["name"] == "navigationStart" and url in json.dumps(e.get("args", {}))
+    ]
+    if not starts:
+        sys.exit("the trace holds no navigation to the page")
+    start = starts[-1]
+    out = {}
+    for name in ("firstPaint", "firstContentfulPaint"):
+        after = [
+            e["ts"]
+            for e in events
+            if e["name"] == name and e["pid"] == start["pid"] and e["ts"] >= start["ts"]
+        ]
+        if not after:
+            sys.exit(f"the trace holds no {name} of the page")
+        out[name] = (min(after) - start["ts"]) / 1000
+    return (start["pid"], start["tid"]), out
 
 
 def _tasks(events: list[dict[str, Any]], thread: tuple[int, int]) -> dict[str, float]:
@@ -120,12 +133,7 @@ def browse(path: Path) -> dict[str, Any]:
             page.wait_for_timeout(300)
 
         events = _traced(browser, page, load)
-        thread = _main_thread(events)
-        started = max(e["ts"] for e in events if e["name"] == "navigationStart")
-        painted = {
-            name: (next(e["ts"] for e in events if e["name"] == name) - started) / 1000
-            for name in ("firstPaint", "firstContentfulPaint")
-        }
+        thread, painted = _paint(events, url)
         loading = _tasks(events, thread)
         page.select_option("#f-variant", "")
         page.wait_for_timeout(300)
