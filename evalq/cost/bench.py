@@ -80,7 +80,8 @@ def _peak(subject: Subject, prompt: torch.Tensor, decode: int) -> int:
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     size = torch.finfo(model.dtype).bits // 8
     tokens = prompt.shape[0] * (prompt.shape[1] + decode)
-    return weight_bytes(model.module) + 2 * text.num_hidden_layers * heads * width * size * tokens
+    cache = 2 * int(text.num_hidden_layers) * int(heads) * int(width) * size * tokens
+    return weight_bytes(model.module) + cache
 
 
 def bench_engine(

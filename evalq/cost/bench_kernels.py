@@ -41,7 +41,7 @@ def _times(calls: Sequence[Callable[[], Any]], repeats: int, cuda: bool, clock: 
 
     for call in calls[:2]:
         call()
-    samples = []
+    samples: list[float] = []
     if cuda:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
@@ -50,7 +50,8 @@ def _times(calls: Sequence[Callable[[], Any]], repeats: int, cuda: bool, clock: 
                 call()
         graph.replay()
         for _ in range(repeats):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             start.record()
             graph.replay()
             end.record()

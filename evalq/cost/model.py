@@ -170,8 +170,8 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
         shapes += [weight_shape(part) for _, part in linears(layer)]
         for parameter in layer.parameters():
             if parameter.ndim == 3:
-                count, out, columns = parameter.shape
-                shapes += [(int(out), int(columns))] * int(count)
+                stacked, out, columns = parameter.shape
+                shapes += [(int(out), int(columns))] * int(stacked)
                 experts += parameter.numel()
     unique = {id(p): p.numel() for p in module.parameters()}
     total = sum(unique.values())

@@ -91,7 +91,7 @@ class _SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
-class _RoundedLayer(_SlabLayer):
+class _RoundedLayer(_SlabLayer):  # type: ignore[no-untyped-call]
     """The same, with all but the recent tokens rounded to few bits (``kvcache``)."""
 
     bits = 16

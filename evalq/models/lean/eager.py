@@ -59,7 +59,8 @@ def _attend(decoder: Decoder, block: Block, x: Tensor, slots: Slots, layer: int)
     start, end = slots.filled, slots.filled + width
     heads, few = decoder.heads, decoder.kv_heads
     every = side_by_side(block.qkv, x).view(rows, width, heads + 2 * few, decoder.head_dim)
-    q, k, v = every.split((heads, few, few), 2)
+    q, v = every[:, :, :heads], every[:, :, heads + few :]
+    k = every[:, :, heads : heads + few]
     if block.q_norm is not None and block.k_norm is not None:
         q = normalize(q, block.q_norm, decoder.epsilon)
         k = normalize(k, block.k_norm, decoder.epsilon)

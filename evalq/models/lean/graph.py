@@ -23,7 +23,8 @@ def _attend(
     rows, size, group = slots.rows, decoder.head_dim, decoder.heads // decoder.kv_heads
     few = decoder.kv_heads
     every = side_by_side(block.qkv, x).view(rows, decoder.heads + 2 * few, size)
-    q, k, v = every.split((decoder.heads, few, few), 1)
+    q, v = every[:, : decoder.heads], every[:, decoder.heads + few :]
+    k = every[:, decoder.heads : decoder.heads + few]
     if block.q_norm is not None and block.k_norm is not None:
         q = normalize(q, block.q_norm, decoder.epsilon)
         k = normalize(k, block.k_norm, decoder.epsilon)
@@ -92,7 +93,7 @@ class GraphStep:
         self._run = run
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode():
-            stream = torch.cuda.Stream(decoder.device)
+            stream = torch.cuda.Stream(decoder.device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(decoder.device))
             with torch.cuda.stream(stream):
                 for _ in range(2):
