@@ -87,9 +87,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument(
-        "--published", type=int, default=40, help="of the package"
-    )
+    parser.add_argument("--published", type=int, default=40, help="of the package")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

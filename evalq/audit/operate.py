@@ -30,6 +30,7 @@ from evalq.audit.session import AuditSettings, Session
 from evalq.errors import PlanError
 from evalq.models.transport import TransportSettings
 from evalq.progress import NullProgress, Progress
+from evalq.schema import content_hash
 from evalq.serve.app import ServeSettings
 from evalq.serve.engine import ServeEngine
 from evalq.serve.server import running
@@ -161,8 +162,6 @@ def operate(
     """
     progress = progress or NullProgress()
     shape = asdict(replace(settings, audits=0, null=0, cases=True))
-    from evalq.schema import content_hash
-
     log = _Log(out / "audits.jsonl", content_hash([calibration.hash, shape]))
     endpoints = list(_endpoints(panel, others, calibration, settings))
     progress.start("audits", len(endpoints) * settings.audits, "audits")
