@@ -154,14 +154,14 @@ def rescue(request: RescueRequest, progress: Progress | None = None) -> Rescue:
     margin = plan.recommend.slice_margin_pp / 100 if request.margin is None else request.margin
     before = _slice_of(run, request)
     size = next(int(v["bytes"]) for v in run.info["variants"] if v["name"] == request.variant)
-    if before.verdict(margin).outcome == "pass":
+    if before.verdict(margin).verdict == "pass":
         return Rescue(request.variant, request.slice, margin, before, size, False)
     trial_plan = _trial_plan(request, plan, variant, progress)
     directory = run_plan(trial_plan, progress, command="evalq rescue")
     measured = load_run(directory)
     trials = tuple(_trial(measured, request, v.label, plan) for v in trial_plan.variants)
-    chosen = next((t for t in trials[1:] if t.selecting.verdict(margin).outcome == "pass"), None)
-    rescued = chosen is not None and chosen.confirming.verdict(margin).outcome == "pass"
+    chosen = next((t for t in trials[1:] if t.selecting.verdict(margin).verdict == "pass"), None)
+    rescued = chosen is not None and chosen.confirming.verdict(margin).verdict == "pass"
     result = Rescue(
         request.variant, request.slice, margin, before, size, True, trials, chosen, rescued,
         directory,
@@ -231,6 +231,7 @@ def _trial_plan(
     if request.confirm and not confirming:
         raise PlanError(f"{', '.join(request.confirm)}: no task of the slice {request.slice!r}")
     parent = load_parent(plan.parent, plan.engine)
+    _check_budget(request, variant, parent)
     calibration, units = _look_at_slice(request, plan, variant, chosen, parent, progress)
     made = [_as_it_was(request), *_budgets(request, variant, units)]
     label = f"{request.variant}-{request.slice}".replace("/", "-")
@@ -323,6 +324,24 @@ def _windows_of(source: str, plan: Plan, parent: LoadedModel) -> int:
     return windows
 
 
+def _check_budget(request: RescueRequest, variant: VariantPlan, parent: LoadedModel) -> None:
+    """Refuse, before anything is measured, a budget that buys no bit."""
+    from evalq.quantize.allocate import stored_bits
+    from evalq.quantize.linear import decoder_layers, linears, weight_shape
+
+    scheme = variant.scheme.weights
+    _, layers = decoder_layers(parent.module)
+    shapes = [weight_shape(linear) for layer in layers for _, linear in linears(layer)]
+    weights = sum(rows * columns for rows, columns in shapes)
+    base = sum(stored_bits(shape, scheme, scheme.bits, 16) for shape in shapes) / max(1, weights)
+    if request.target_bits <= base:
+        raise PlanError(
+            f"a budget of {request.target_bits:g} bits a weight is no more than the {base:.3f} "
+            f"that {request.variant!r} takes",
+            hint="Raise --target-bits.",
+        )
+
+
 def _budgets(
     request: RescueRequest, variant: VariantPlan, units: Sequence[Unit]
 ) -> list[VariantPlan]:
@@ -332,12 +351,6 @@ def _budgets(
     scheme = variant.scheme.weights
     weights = sum(u.weights for u in units)
     base = sum(u.bits(scheme, scheme.bits, 16) for u in units) / weights
-    if request.target_bits <= base:
-        raise PlanError(
-            f"a budget of {request.target_bits:g} bits a weight is no more than the {base:.3f} "
-            f"that {request.variant!r} takes",
-            hint="Raise --target-bits.",
-        )
     method = request.method or variant.method
     kept = variant.options if method == variant.method else {}
     trials = []

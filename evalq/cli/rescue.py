@@ -19,7 +19,7 @@ def _points(result: SliceResult, margin: float) -> str:
     interval = ""
     if result.ci is not None:
         interval = f" [{100 * result.ci[0]:+.1f}, {100 * result.ci[1]:+.1f}]"
-    verdict = result.verdict(margin).outcome
+    verdict = result.verdict(margin).verdict
     return f"{100 * result.delta:+.1f} pp{interval} of {result.items}: {verdict}"
 
 
