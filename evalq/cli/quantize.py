@@ -151,6 +151,8 @@ def _summary(artifact: Artifact) -> str:
     manifest = artifact.manifest
     stored = manifest["storage"]
     state = "already there" if artifact.reused else f"made in {manifest['seconds']:.1f} s"
+    if manifest.get("resumed_at_layer") and not artifact.reused:
+        state += f", resumed at layer {manifest['resumed_at_layer']}"
     lines = [
         f"{artifact.path}  ({state})",
         f"  content {artifact.hash}",
