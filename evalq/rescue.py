@@ -2,9 +2,13 @@
 
 A variant that fails on one slice is made again under growing budgets. Each budget is spent where
 the slice's own training text says that it counts most (KL of single layers at single widths), no
-layer gets fewer bits than it had, and half of the calibration text is the slice's. The smallest
-budget whose loss on the *selecting* items is within the margin is chosen; whether the slice is back
-is then judged on the *confirming* items alone, which no choice was made on.
+layer gets fewer bits than it had, and half of the calibration text is the slice's.
+
+Whether the slice is back is judged on *fresh* items: on those of the run the slice was found to
+fail, so they favour every other variant. Budgets are tested from the largest down, and the first
+that does not pass ends the test; the smallest before it is chosen. Testing in an order that was
+fixed beforehand keeps the error of the whole at that of one test (Maurer, Hothorn and Lehmacher,
+1995; the fixed-sequence procedure).
 """
 
 from __future__ import annotations
@@ -78,7 +82,8 @@ class Trial:
         bits: stored a weight over the quantized layers, scales and zeros included.
         bytes: of the weight files.
         widths: how many layers have each width.
-        selecting, confirming: the slice on either set of items, against the parent.
+        seen: the slice on the run's items (or half of them), against the parent.
+        fresh: on the items that confirm.
         path: the artifact.
     """
 
@@ -86,8 +91,8 @@ class Trial:
     bits: float
     bytes: int
     widths: Mapping[int, int]
-    selecting: SliceResult
-    confirming: SliceResult
+    seen: SliceResult
+    fresh: SliceResult
     path: str
 
 
@@ -101,8 +106,8 @@ class Rescue:
         before_bytes: of its weight files.
         failed: whether it failed at all; if not, nothing was tried.
         trials: by growing budget; the first is the variant itself, asked the same items.
-        chosen: the smallest budget that passes on the selecting items, or ``None``.
-        rescued: whether that one passes on the confirming items too.
+        chosen: the smallest budget of those that pass on fresh items, from the largest down.
+        rescued: whether there is one.
         directory: the run of the trials, or ``None``.
     """
 
@@ -128,9 +133,9 @@ class Rescue:
             "failed": self.failed,
             "trials": [
                 {
-                    **{k: v for k, v in asdict(t).items() if k not in ("selecting", "confirming")},
-                    "selecting": t.selecting.summary(),
-                    "confirming": t.confirming.summary(),
+                    **{k: v for k, v in asdict(t).items() if k not in ("seen", "fresh")},
+                    "seen": t.seen.summary(),
+                    "fresh": t.fresh.summary(),
                 }
                 for t in self.trials
             ],
@@ -160,8 +165,12 @@ def rescue(request: RescueRequest, progress: Progress | None = None) -> Rescue:
     directory = run_plan(trial_plan, progress, command="evalq rescue")
     measured = load_run(directory)
     trials = tuple(_trial(measured, request, v.label, plan) for v in trial_plan.variants)
-    chosen = next((t for t in trials[1:] if t.selecting.verdict(margin).verdict == "pass"), None)
-    rescued = chosen is not None and chosen.confirming.verdict(margin).verdict == "pass"
+    chosen = None
+    for trial in reversed(trials[1:]):
+        if trial.fresh.verdict(margin).verdict != "pass":
+            break
+        chosen = trial
+    rescued = chosen is not None
     result = Rescue(
         request.variant, request.slice, margin, before, size, True, trials, chosen, rescued,
         directory,
@@ -227,8 +236,8 @@ def _trial_plan(
             f"no task of the run's suites is of the slice {request.slice!r}",
             hint="Slices of workloads have no training text to learn from.",
         )
-    confirming = _suites_of_slice(request.confirm, request.slice)
-    if request.confirm and not confirming:
+    fresh = _suites_of_slice(request.confirm, request.slice)
+    if request.confirm and not fresh:
         raise PlanError(f"{', '.join(request.confirm)}: no task of the slice {request.slice!r}")
     parent = load_parent(plan.parent, plan.engine)
     _check_budget(request, variant, parent)
@@ -241,7 +250,7 @@ def _trial_plan(
     changed = plan.model_dump() | {
         "name": f"rescue {request.variant} {request.slice}",
         "variants": [v.model_dump() for v in made],
-        "suites": [*_picked(chosen), *_picked(confirming)],
+        "suites": [*_picked(chosen), *_picked(fresh)],
         "workloads": [],
         "limit": None,
         "calibration": calibration.model_dump(),
@@ -388,8 +397,8 @@ def _trial(measured: Run, request: RescueRequest, label: str, plan: Plan) -> Tri
         bits=stored.linear_bits_per_weight,
         bytes=int(row["bytes"]),
         widths=dict(sorted(widths.items())),
-        selecting=slice_result(request.slice, frame[~second], False, level),
-        confirming=slice_result(request.slice, frame[second], False, level),
+        seen=slice_result(request.slice, frame[~second], False, level),
+        fresh=slice_result(request.slice, frame[second], False, level),
         path=str(row["path"]),
     )
 

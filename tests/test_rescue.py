@@ -37,12 +37,13 @@ def test_a_slice_comes_back_when_bits_are_spent_on_it(run):
     as_it_was, at_two, at_eight = result.trials
     assert as_it_was.widths == at_two.widths == {2: 56}
     assert at_eight.bits <= 8.5
-    # Selecting and confirming items share none, and are all of the slice.
-    assert at_eight.selecting.items + at_eight.confirming.items == 60
-    assert 0 < at_eight.selecting.items < 60
-    assert at_two.selecting.verdict(0.2).verdict == "fail"
+    # Seen and fresh items share none, and are all of the slice.
+    assert at_eight.seen.items + at_eight.fresh.items == 60
+    assert 0 < at_eight.seen.items < 60
+    assert at_two.seen.verdict(0.2).verdict == "fail"
     assert result.chosen == at_eight
-    assert result.rescued == (at_eight.confirming.verdict(0.2).verdict == "pass")
+    assert at_eight.fresh.verdict(0.2).verdict == "pass"
+    assert at_two.fresh.verdict(0.2).verdict != "pass"
     assert result.rescued
     assert at_eight.bytes > result.before_bytes
     stored = json.loads((result.directory / "rescue.json").read_text())

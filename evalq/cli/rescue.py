@@ -34,17 +34,16 @@ def _view(result: Rescue) -> list[str]:
         widths = ", ".join(f"{count} at {bits}" for bits, count in trial.widths.items())
         lines += [
             f"{name}: {trial.bits:.3f} bits a weight ({widths}), {trial.bytes:,} bytes",
-            f"  selecting   {_points(trial.selecting, result.margin)}",
-            f"  confirming  {_points(trial.confirming, result.margin)}",
+            f"  the run's items  {_points(trial.seen, result.margin)}",
+            f"  fresh items      {_points(trial.fresh, result.margin)}",
         ]
     if result.chosen is None:
-        return [*lines, "No budget brought the slice back on the selecting items."]
+        return [*lines, "No budget brought the slice back."]
     more = result.chosen.bytes - result.before_bytes
     cost = f"{more:+,} bytes ({100 * more / result.before_bytes:+.1f} %)"
-    state = "is back within its margin" if result.rescued else "was chosen, but is not confirmed"
+    bits = f"{result.chosen.bits:.3f} bits a weight"
     lines.append(
-        f"{result.slice} {state} at {result.chosen.bits:.3f} bits a weight, {cost}: "
-        f"{result.chosen.path}"
+        f"{result.slice} is back within its margin at {bits}, {cost}: {result.chosen.path}"
     )
     return lines
 
@@ -76,7 +75,7 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Spend bits where a failing slice needs them, and confirm on items that chose nothing.
+    """Spend bits where a failing slice needs them, and show on fresh items that it is back.
 
     Exits with 0 when the slice is back within its margin (or never left it), and with 1 when not.
 
