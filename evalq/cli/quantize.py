@@ -123,7 +123,7 @@ def _streamed(parent: str, wanted: bool | None, whole: str) -> bool:
 
     if wanted and whole:
         raise PlanError(
-            f"{whole} runs the whole parent, which --stream leaves on disk",
+            f"{whole} needs the whole parent, which --stream leaves on disk",
             hint="Leave --stream out, or use a method that works layer by layer.",
         )
     if wanted is not None or whole or not Path(parent).is_dir():
@@ -281,7 +281,7 @@ def command(
     from evalq.quantize.config import METHODS, check_scheme, resolve_options
 
     chosen = METHODS.get(variant.method)
-    resolve_options(chosen, variant.options)
+    resolved = resolve_options(chosen, variant.options)
     check_scheme(chosen, variant.scheme)
     FORMATS.get(artifact_format)
 
@@ -291,6 +291,8 @@ def command(
     with terminal_progress(quiet) as progress:
         budget = target_bits is not None or max_bytes is not None
         whole = "mixed precision" if budget else f"method {method!r}" if chosen.distills else ""
+        if resolved.get("rotate", "none") != "none":
+            whole = "a rotation"
         streamed = _streamed(plan.parent, stream, whole)
         if streamed:
             progress.note("the parent stays on disk: its layers are read one at a time")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evalq.errors import QuantizationError
 from evalq.quantize.linear import check_finite, is_linear
+from evalq.quantize.skeleton import StopPassError, ToWork, identity_layers, until_head
 
 __all__ = [
     "Block",
@@ -58,88 +59,6 @@ class Stream:
         return sum(h.shape[0] * h.shape[1] for h in self.hidden)
 
 
-class _StopError(Exception):
-    """Ends a forward pass once the inputs wanted have been seen."""
-
-
-@contextmanager
-def _identity_layers(
-    layers: nn.ModuleList, visit: Callable[[int, Tensor, tuple[Any, ...], dict[str, Any]], Tensor]
-) -> Iterator[None]:
-    """Decoder layers that only pass hidden states on, through ``visit(index, hidden, ...)``."""
-
-    def stub(index: int) -> Callable[..., Tensor]:
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            if args:
-                return visit(index, args[0], args[1:], kwargs)
-            hidden = kwargs.pop("hidden_states")
-            return visit(index, hidden, (), kwargs)
-
-        return forward
-
-    try:
-        for index, layer in enumerate(layers):
-            layer.forward = stub(index)
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-class _ToWork:
-    """Arguments as layers are run with them: floats in float32. Layers share most arguments, and
-    each is converted once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if id(value) not in self.seen:
-                floating = value.is_floating_point()
-                made = value.to(self.device, torch.float32) if floating else value.to(self.device)
-                # The original is kept too, so that its id stays its own.
-                self.seen[id(value)] = (value, made)
-            return self.seen[id(value)][1]
-        if isinstance(value, tuple):
-            return tuple(self(v) for v in value)
-        return value
-
-
-@contextmanager
-def _until_head(model: nn.Module, layers: nn.ModuleList) -> Iterator[None]:
-    """Run ``model`` up to its output head, whose product with the vocabulary nobody looks at.
-
-    A parent whose weights are left in its files has embeddings in their stored dtype and all else
-    outside of the layers in float32: rows of embeddings are made float32 as they are looked up.
-    """
-
-    def stop(*_: Any) -> None:
-        raise _StopError
-
-    def widen(_module: nn.Module, _inputs: Any, out: Any) -> Any:
-        return out.float() if isinstance(out, Tensor) else out
-
-    inside = {id(m) for m in layers.modules()}
-    found: Any = getattr(model, "get_output_embeddings", None)
-    head: nn.Module | None = None if found is None else found()
-    outside = [m for m in model.modules() if id(m) not in inside and m is not head]
-    tables = [m for m in outside if isinstance(m, nn.Embedding)]
-    others = [p for m in outside if m not in tables for p in m.parameters(recurse=False)]
-    handles = []
-    if head is not None:
-        handles.append(head.register_forward_pre_hook(stop))
-    if all(p.dtype == torch.float32 for p in others):
-        handles += [table.register_forward_hook(widen) for table in tables]
-    try:
-        with torch.no_grad(), suppress(_StopError):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def capture_inputs(
     model: nn.Module, layers: nn.ModuleList, tokens: Tensor, batch: int, device: torch.device
 ) -> Stream:
@@ -159,7 +78,7 @@ def capture_inputs(
     stream = Stream([], [])
     home = model.get_input_embeddings().weight.device  # type: ignore[operator]
     for part in torch.split(tokens, batch):
-        to_work = _ToWork(device)
+        to_work = ToWork(device)
         calls: dict[int, LayerCall] = {}
         first: list[Tensor] = []
 
@@ -170,14 +89,14 @@ def capture_inputs(
             kwargs: dict[str, Any],
             calls: dict[int, LayerCall] = calls,
             first: list[Tensor] = first,
-            to_work: _ToWork = to_work,
+            to_work: ToWork = to_work,
         ) -> Tensor:
             if index == 0:
                 first.append(hidden.detach().to(device, torch.float32))
             calls[index] = LayerCall(to_work(args), {k: to_work(v) for k, v in kwargs.items()})
             return hidden
 
-        with _until_head(model, layers), _identity_layers(layers, visit):
+        with until_head(model, layers), identity_layers(layers, visit):
             model(input_ids=part.to(home), use_cache=False)
         if len(first) != 1 or sorted(calls) != list(range(len(layers))):
             raise QuantizationError(
@@ -202,11 +121,11 @@ def head_inputs(
 
     def look(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.append(inputs[0].detach().to(hidden.device, torch.float32))
-        raise _StopError
+        raise StopPassError
 
     handle = head.register_forward_pre_hook(look)
     try:
-        with _until_head(model, layers), _identity_layers(layers, visit):
+        with until_head(model, layers), identity_layers(layers, visit):
             model(input_ids=tokens.to(home), use_cache=False)
     finally:
         handle.remove()
@@ -248,7 +167,7 @@ def _watching(
     Args:
         modules: to be watched.
         look: gets the input as the module does.
-        stop_after: once all of these have been seen, the pass is ended by ``_StopError``.
+        stop_after: once all of these have been seen, the pass is ended by ``StopPassError``.
     """
     waiting: set[str] = set()
 
@@ -258,7 +177,7 @@ def _watching(
             waiting.discard(name)
             if stop_after and not waiting:
                 waiting.update(stop_after)
-                raise _StopError
+                raise StopPassError
 
         return call
 
@@ -319,7 +238,7 @@ def observe(
         with _watching(modules, look, names):
             try:
                 run_layer(layer, hidden, stream.calls[number][index], stream.products)
-            except _StopError:
+            except StopPassError:
                 continue
 
 

@@ -100,11 +100,10 @@ def test_streamed_from_disk(parent, tmp_path):
     assert streamed.exit_code == 0, streamed.output
     hashes = {json.loads(r.stdout)["content_hash"] for r in (plain, streamed)}
     assert len(hashes) == 1
-    refused = run(
-        *(parent, "--method", "gptq+kd", "--out", str(tmp_path / "c"), "--stream"),
-    )
-    assert isinstance(refused.exception, PlanError)
-    assert "runs the whole parent" in str(refused.exception)
+    for more in (("--method", "gptq+kd"), ("--option", "rotate=hadamard")):
+        refused = run(parent, *more, "--out", str(tmp_path / "c"), "--stream")
+        assert isinstance(refused.exception, PlanError)
+        assert "needs the whole parent" in str(refused.exception)
 
 
 def test_eight_bit_activations(parent, tmp_path):
