@@ -103,7 +103,8 @@ class _Tuned(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        weight = _Dequantize.apply(self.codes, self.growth, self.start, self.middle, self.top)
+        dequantize: Any = _Dequantize.apply
+        weight = dequantize(self.codes, self.growth, self.start, self.middle, self.top)
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
         return functional.linear(inputs, weight.to(inputs.dtype), bias)
 
@@ -162,7 +163,8 @@ def _student(
     dense: Mapping[str, Tensor],
     train_codes: bool,
 ) -> tuple[PreTrainedModel, dict[str, _Tuned]]:
-    student = copy.deepcopy(module).float().requires_grad_(False)
+    student: Any = copy.deepcopy(module)
+    student = student.float().requires_grad_(False)
     device = next(student.parameters()).device
     for name, tensor in dense.items():
         student.get_parameter(name).data.copy_(tensor)
@@ -223,7 +225,7 @@ def distill(
     for _ in range(settings.epochs):
         order = torch.randperm(tokens.shape[0], generator=generator)
         total = 0.0
-        for chosen in order.split(a_step):
+        for chosen in torch.split(order, a_step):
             for group in groups:
                 group["lr"] = group["rate"] * _schedule(done, steps)
             for ours, theirs in zip(optimizer.param_groups, groups, strict=True):
@@ -259,7 +261,7 @@ def _targets(
     """The parent's input of the head for each window, kept on the CPU."""
     kept = []
     with torch.no_grad():
-        for part in tokens.split(settings.windows):
+        for part in torch.split(tokens, settings.windows):
             kept += list(head_input(module, part.to(device)).cpu())
     return kept
 
@@ -279,5 +281,5 @@ def _step(
     target = torch.cat([targets[int(i)] for i in chosen]).to(hidden.device)
     flat = hidden.reshape(-1, hidden.shape[-1])
     total, gradient = head.loss(target, flat, settings.products)
-    flat.backward(gradient / flat.shape[0])
+    torch.autograd.backward(flat, gradient / flat.shape[0])
     return total

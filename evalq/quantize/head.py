@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from evalq.errors import QuantizationError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Head", "check_head", "head_input"]
+__all__ = ["Head", "check_head", "head_input", "output_head"]
 
 _ROWS_OF_LOGITS = 512
 
@@ -42,10 +42,15 @@ def _stopping_at(head: nn.Module, seen: list[Tensor]) -> Iterator[None]:
         handle.remove()
 
 
+def output_head(module: Any) -> Any:
+    """The module that gives the logits, or ``None``; transformers leaves it without a type."""
+    return module.get_output_embeddings()
+
+
 def head_input(module: PreTrainedModel, tokens: Tensor) -> Tensor:
     """What the output head gets for ``[windows, length]``: ``[windows, length, width]``."""
     seen: list[Tensor] = []
-    head = module.get_output_embeddings()  # type: ignore[operator]
+    head = output_head(module)
     with suppress(_StopError), _stopping_at(head, seen):
         module(input_ids=tokens, use_cache=False)
     return seen[0]
@@ -55,7 +60,7 @@ class Head:
     """The output head as a function of its input, in float32, with the loss of a batch."""
 
     def __init__(self, module: PreTrainedModel) -> None:
-        head = module.get_output_embeddings()  # type: ignore[operator]
+        head = output_head(module)
         self.weight: Tensor = head.weight.detach()
         self.bias: Tensor | None = None if head.bias is None else head.bias.detach()
         self.softcap = _softcap(module)
@@ -72,7 +77,7 @@ class Head:
         """``KL(target || hidden)`` of each token in nats: float32 ``[tokens]``."""
         parts = []
         for wanted, given in zip(
-            target.split(_ROWS_OF_LOGITS), hidden.split(_ROWS_OF_LOGITS), strict=True
+            torch.split(target, _ROWS_OF_LOGITS), torch.split(hidden, _ROWS_OF_LOGITS), strict=True
         ):
             theirs = functional.log_softmax(self.logits(wanted, products), -1)
             ours = functional.log_softmax(self.logits(given, products), -1)
@@ -86,7 +91,9 @@ class Head:
         """
         total, gradients = 0.0, []
         for wanted, given in zip(
-            target.split(_ROWS_OF_LOGITS), hidden.detach().split(_ROWS_OF_LOGITS), strict=True
+            torch.split(target, _ROWS_OF_LOGITS),
+            torch.split(hidden.detach(), _ROWS_OF_LOGITS),
+            strict=True,
         ):
             leaf = given.float().requires_grad_(True)
             with torch.enable_grad():

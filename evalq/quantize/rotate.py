@@ -13,7 +13,7 @@ compared with the parent's: an architecture where they differ is refused.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +46,11 @@ def rotated(module: PreTrainedModel, head_dim: int, seed: int) -> PreTrainedMode
     Raises:
         QuantizationError: an architecture in which a rotation cannot be merged, with the reason.
     """
-    model = copy.deepcopy(module).float().eval().requires_grad_(False)
+    model: Any = copy.deepcopy(module)
+    model = model.float().eval().requires_grad_(False)
     untie(model)
     name, layers = decoder_layers(model)
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     width = int(embedding.weight.shape[1])
     if head is None or head.weight.shape[1] != width:
         raise QuantizationError(
@@ -82,7 +82,8 @@ def rotated(module: PreTrainedModel, head_dim: int, seed: int) -> PreTrainedMode
             f"{error:.2g} of the largest",
             hint=_HINT,
         )
-    return model
+    turned: PreTrainedModel = model
+    return turned
 
 
 def untie(model: nn.Module) -> None:
@@ -181,7 +182,7 @@ def _turn_layer(
         if block.source is None or is_linear(layer.get_submodule(block.source)):
             continue
         norm = layer.get_submodule(block.source)
-        if tuple(norm.weight.shape) != (width,):  # type: ignore[union-attr, arg-type]
+        if tuple(norm.weight.shape) != (width,):  # type: ignore[arg-type]
             continue
         _check_norm(norm, f"{name}.{block.source}", width)
         consumers = [layer.get_submodule(n) for n in block.names]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from evalq.quantize.allocate import Unit
 from evalq.quantize.capture import Stream, capture_inputs, head_inputs, run_layer, trace_layer
-from evalq.quantize.head import Head, check_head
+from evalq.quantize.head import Head, check_head, output_head
 from evalq.quantize.linear import decoder_layers, get_weight, linears, split_experts, weight_shape
 from evalq.quantize.rtn import rtn_weight
 from evalq.schema import WeightScheme
@@ -73,7 +73,7 @@ def measure_sensitivity(
     working = [_working_copy(layer) for layer in layers]
     before = _all_hidden(working, stream)
     parts = list(torch.split(tokens, batch))
-    output = module.get_output_embeddings()  # type: ignore[operator]
+    output = output_head(module)
     exact = [
         head_inputs(module, layers, t, h, output) for t, h in zip(parts, before[-1], strict=True)
     ]
@@ -149,7 +149,7 @@ def _layer_units(
 
 def _divergence(probe: _Probe, layer: nn.Module, index: int, stream: Stream) -> float:
     total, count = 0.0, 0
-    output = probe.module.get_output_embeddings()  # type: ignore[operator]
+    output = output_head(probe.module)
     for number, start in enumerate(stream.hidden):
         hidden = run_layer(layer, start, stream.calls[number][index], stream.products)
         for later in range(index + 1, len(probe.layers)):
