@@ -34,7 +34,11 @@ SMALL: dict[str, Any] = {
 
 def model(module: Any) -> Any:
     return SimpleNamespace(
-        module=module.eval(), device=torch.device("cpu"), dtype=torch.float32, name="m"
+        module=module.eval(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        name="m",
+        kv_bits=None,
     )
 
 

@@ -42,6 +42,13 @@ def _stopping_at(head: nn.Module, seen: list[Tensor]) -> Iterator[None]:
         handle.remove()
 
 
+def _scale(module: PreTrainedModel) -> float:
+    """What logits are multiplied by: Cohere's ``logit_scale``, one over Granite's scaling."""
+    config = module.config.get_text_config()
+    times, over = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return float(times or 1.0) / float(over or 1.0)
+
+
 def output_head(module: Any) -> Any:
     """The module that gives the logits, or ``None``; transformers leaves it without a type."""
     return module.get_output_embeddings()
@@ -64,13 +71,15 @@ class Head:
         self.weight: Tensor = head.weight.detach()
         self.bias: Tensor | None = None if head.bias is None else head.bias.detach()
         self.softcap = _softcap(module)
+        self.scale = _scale(module)
 
     def logits(self, hidden: Tensor, products: torch.dtype) -> Tensor:
-        """Float32 ``[..., vocabulary]``, soft-capped where the model does so."""
+        """Float32 ``[..., vocabulary]``, scaled and soft-capped where the model does so."""
         weight = self.weight.to(products)
         raw = functional.linear(hidden.to(products), weight).float()
         if self.bias is not None:
             raw = raw + self.bias.float()
+        raw = raw * self.scale
         return raw if self.softcap is None else torch.tanh(raw / self.softcap) * self.softcap
 
     def divergence(self, target: Tensor, hidden: Tensor, products: torch.dtype) -> Tensor:

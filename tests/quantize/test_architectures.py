@@ -7,7 +7,7 @@ import torch
 
 from evalq.kernels.packing import QuantizedWeight
 from evalq.quantize.api import METHODS, quantize
-from evalq.schema import PerGroup, Scheme, WeightScheme
+from evalq.schema import PerChannel, PerGroup, Scheme, WeightScheme
 from tests.quantize.tiny import (
     ARCHITECTURES,
     mean_kl,
@@ -25,17 +25,17 @@ LAYERS = {"phi3": 8, "gpt2": 8, "opt": 12, "gpt_neox": 8, "mixtral": 24, "qwen2_
 def test_conformance(name, method):
     parent = tiny(name)
     before = copy.deepcopy(parent.state_dict())
-    quantized = quantize(
-        parent,
-        Scheme(WeightScheme(8, PerGroup(32), symmetric=False)),
-        method,
-        random_calibration(),
-    )
+    scheme = Scheme(WeightScheme(8, PerGroup(32), symmetric=False))
+    if METHODS.get(method).smooths:
+        scheme = Scheme(WeightScheme(8, PerChannel(), symmetric=True), activation_bits=8)
+    quantized = quantize(parent, scheme, method, random_calibration())
     assert all(torch.equal(before[k], v) for k, v in parent.state_dict().items())
     assert len(quantized.layers) == LAYERS.get(name, 14)
     assert len(quantized.reports) == len(quantized.layers)
     assert all(isinstance(w, QuantizedWeight) for w in quantized.layers.values())
-    assert all(0 < r.weight_error < 0.02 for r in quantized.reports)
+    # One scale a row is coarser than groups, and GPTQ gives up weights for outputs.
+    limit = 0.04 if METHODS.get(method).smooths else 0.02
+    assert all(0 < r.weight_error < limit for r in quantized.reports)
     assert (name == "gpt2") == bool(quantized.transposed)
     variant = with_weights_of(parent, quantized)
     kl = mean_kl(parent, variant, random_tokens(4, 64, seed=9))

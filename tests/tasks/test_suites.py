@@ -45,7 +45,9 @@ def test_shipped_suites_pin_tasks_that_lm_eval_has() -> None:
             filters = [f["name"] for f in config.get("filter_list") or [{"name": "none"}]]
             assert not task.filter or task.filter in filters
             top = loaded.name.removeprefix("builtin-").split("-")[0]
-            assert in_slice(task.slice, top)
+            # Fresh items belong to the slices of the suites that they confirm.
+            tops = ("math", "reasoning") if top == "heldout" else (top,)
+            assert any(in_slice(task.slice, name) for name in tops)
 
 
 def test_languages_are_slices() -> None:
