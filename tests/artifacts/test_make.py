@@ -17,6 +17,8 @@ from evalq.artifacts.api import read
 from evalq.artifacts.identity import MANIFEST, hash_directory
 from evalq.artifacts.make import make_artifact, open_artifact
 from evalq.errors import ArtifactError, PlanError, QuantizationError
+from evalq.models.load import load_artifact
+from evalq.plan import EnginePlan
 from evalq.quantize.calibration import Calibration
 from evalq.schema import PerChannel, PerGroup, Scheme, WeightScheme
 from tests.artifacts.helpers import tiny_llama, tiny_tokenizer
@@ -68,6 +70,31 @@ def test_w8a8(tmp_path):
     scheme = Scheme(WeightScheme(8, PerChannel()), activation_bits=8)
     made = make_artifact(parent(tmp_path), scheme, "rtn", None, {}, 0, tmp_path / "out")
     assert set(read(made.path).activation_bits.values()) == {8}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["mixed", "rotated", "distilled"])
+def test_transformers_loads_mixed_rotated_and_distilled_artifacts(kind, tied, tmp_path):
+    made_of = parent(tmp_path, tied=tied)
+    names = [n for n, m in made_of.module.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    widths = ",".join(f"model.{n}={(3, 4, 8)[i % 3]}" for i, n in enumerate(names))
+    method, options = {
+        "mixed": ("gptq", {"layer_bits": widths}),
+        "rotated": ("gptq", {"rotate": "hadamard"}),
+        "distilled": ("gptq+kd", {"epochs": 2}),
+    }[kind]
+    out = tmp_path / "a"
+    artifact = make_artifact(made_of, W4, method, calibration(), options, 0, out)
+    stored = read(out)
+    widths_found = {w.scheme.bits for w in stored.layers.values()}
+    assert widths_found == ({3, 4, 8} if kind == "mixed" else {4})
+    assert {r["bits"] for r in artifact.manifest["layers"]} == widths_found
+    assert ("distillation" in artifact.manifest) == (kind == "distilled")
+    peer = AutoModelForCausalLM.from_pretrained(out)
+    ours = load_artifact(out, EnginePlan(dtype="bfloat16"))
+    with torch.no_grad():
+        expected, given = ours.module(TOKENS).logits.float(), peer(TOKENS).logits.float()
+    torch.testing.assert_close(given, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
 
 
 def test_tied_embeddings_are_stored_once(tmp_path):
