@@ -41,8 +41,13 @@ GOES_ON: tuple[Verdict, ...] = ("PARENT-LIKE", "TIER", "UNDERPOWERED")
 _BAND = 4.0
 """Standard deviations that sampled tokens may be less or more likely than their model expects."""
 _LEAST_SHARE = 0.02
+_CLEAR = math.log(20)
+"""Nats against an explanation (1 in 20) from which it no longer counts as one: neither is a mixture
+named, nor is phase 3 left out because of a tier, on what is nearly ruled out."""
 _HESITATE, _MIXES = 3.0, 6.0
 """Nats that a mixture has to gain to go on asking, and to be named."""
+_FAR = 2.0
+"""Nats from which a request is counted as one of the likelier of two references."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class _State:
     posterior: Floats
     by_request: Floats
     e: Floats
+    e_logprobs: Floats
     sampled_like: float
     warnings: list[str] = field(default_factory=list)
 
@@ -160,10 +166,12 @@ def _gather(rows: Sequence[Weighed], calibration: Calibration, rules: Rules) -> 
     bar = math.log(3 / rules.alpha)
     e = np.array([r.e for r in greedy]).reshape(len(greedy), count)
     flips = _largest(e)
-    logprobs = _largest(np.array([r.e_logprobs for r in told]).reshape(len(told), count))
+    e_logprobs = np.array([r.e_logprobs for r in told]).reshape(len(told), count)
+    logprobs = _largest(e_logprobs)
     warnings: list[str] = []
     use = bool(told)
-    if use and (logprobs >= bar).all() and not (flips >= bar).all():
+    served = flips[0] < bar or bool((flips[1:] < _CLEAR).any())
+    if use and (logprobs >= bar).all() and served:
         use = False
         warnings.append(
             "the returned log-probabilities are not those of any reference at temperature 1, "
@@ -182,7 +190,7 @@ def _gather(rows: Sequence[Weighed], calibration: Calibration, rules: Rules) -> 
     posterior = np.exp(total - logsumexp(total))
     return _State(
         names, bar, len(greedy), flips, logprobs, use, log_e, outside, posterior, by_request, e,
-        _looks_sampled(greedy), warnings,
+        e_logprobs, _looks_sampled(greedy), warnings,
     )  # fmt: skip
 
 
@@ -304,6 +312,8 @@ def _tier(state: _State, tiers: Sequence[int], rules: Rules, final: bool) -> Dec
         mixed = _mixture(state)
         if mixed is not None:
             return mixed
+        reason = f"some requests speak against {name}, and no mixture of two explains all"
+        return _made(state, "UNDERPOWERED", False, reasons=(reason,))
     if mass >= rules.declare and (state.prompts >= rules.least or final):
         reason = f"{name} explains what was served, within its own noise floor; nothing else does"
         return _made(state, "TIER", state.prompts >= rules.least, tier=name, reasons=(reason,))
@@ -349,11 +359,17 @@ def _mixture(state: _State) -> Decision | None:
     first, second = sorted(int(i) for i in order[:2])
     if min(weights[first], weights[second]) < _LEAST_SHARE:
         return None
-    least = np.minimum(state.e[:, first], state.e[:, second])
-    if float(bet_log_e(least).max()) >= state.bar:
+    if float(_largest(_least(state.e, first, second))[0]) >= _CLEAR:
+        return None
+    shown = _least(state.e_logprobs, first, second)
+    if state.use_logprobs and float(_largest(shown)[0]) >= state.bar:
         return None
     share = mixture_interval(state.by_request[:, first], state.by_request[:, second])
     if share[1] <= 0 or share[2] >= 1:
+        return None
+    # No single answer accuses: each of the two is far the likelier one of several requests.
+    clear = state.by_request[:, second] - state.by_request[:, first]
+    if min((clear > _FAR).sum(), (clear < -_FAR).sum()) < 2:
         return None
     a, b = state.names[first], state.names[second]
     reasons = [f"each request is explained by {a} or by {b}, and neither explains all"]
@@ -367,11 +383,16 @@ def _mixture(state: _State) -> Decision | None:
     )  # fmt: skip
 
 
+def _least(e: Floats, first: int, second: int) -> Floats:
+    """E-values ``[N, 1]`` against "one of the two answered": at most that of the right one."""
+    return e[:, [first, second]].min(axis=1, keepdims=True)
+
+
 def _ordered(difference: Floats) -> str | None:
     """Whether requests of one component come before those of the other."""
     from scipy.stats import mannwhitneyu
 
-    clear = np.abs(difference) > 2
+    clear = np.abs(difference) > _FAR
     where, which = np.flatnonzero(clear), difference[clear] > 0
     if which.sum() < 3 or (~which).sum() < 3:
         return None

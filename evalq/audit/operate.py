@@ -119,13 +119,15 @@ class _Log:
         self._path = path
         self.done: dict[tuple[str, int], dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines:
+        text = path.read_text() if path.exists() else ""
+        # A line torn by a kill has no end: the next entry must not be joined to it.
+        self._lead = "\n" if text and not text.endswith("\n") else ""
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue  # torn by a kill: that audit is done again
-            if entry.get("identity") != identity:
+            if entry.pop("identity", None) != identity:
                 raise PlanError(
                     f"{path} holds audits of another calibration or other settings",
                     hint="Choose another --out.",
@@ -135,7 +137,9 @@ class _Log:
 
     def put(self, entry: dict[str, Any]) -> None:
         with open(self._path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({**entry, "identity": self._identity}) + "\n")
+            line = json.dumps({**entry, "identity": self._identity})
+            stream.write(f"{self._lead}{line}\n")
+        self._lead = ""
         self.done[entry["endpoint"], entry["seed"]] = entry
 
 

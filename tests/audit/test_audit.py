@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,11 @@ def test_a_hidden_prompt_is_not_called_quantized(audited):
     assert "hidden" in told["reasons"][0]
     quiet = audited({BASE: 1.0}, seed=7, how={"system_prompt": hidden, "usage": False})
     assert quiet["verdict"] in ("NOT_COMPARABLE", "UNLISTED")
+    # Without log-probabilities there may be too little to say so, and no tier is named either.
+    for seed in (7, 9):
+        how = {"system_prompt": hidden, "usage": False}
+        blind = audited({BASE: 1.0}, seed=seed, how=how, mode="tokens")
+        assert blind["verdict"] in ("NOT_COMPARABLE", "UNLISTED", "UNDERPOWERED")
 
 
 def test_a_budget_ends_it_and_a_larger_one_goes_on(audited, tmp_path):
@@ -244,6 +250,12 @@ def test_operating_characteristics_resume(panel, calibration, artifacts, tmp_pat
         again = operate(panel, others, calibration, settings, tmp_path)
     assert (tmp_path / "audits.jsonl").read_text() == log
     assert again.audits == table.audits
+    # A line torn by a kill: that audit is done again, and no other is lost.
+    (tmp_path / "audits.jsonl").write_text(log[:-20])
+    with _patched_ways():
+        for _ in range(2):
+            alone = replace(settings, null=0)
+            assert operate(panel, others, calibration, alone, tmp_path).audits == table.audits
     verdicts = {a["endpoint"]: a["verdict"] for a in table.audits}
     assert verdicts["int3"] == "int3"
     assert verdicts["parent"] == "PARENT-LIKE"
