@@ -30,9 +30,7 @@ TOPICS: dict[str, tuple[str, Callable[[Problem], bool]]] = {
 """Topic and levels of each file, as in the suites. Truth values are too few to draw fresh ones."""
 
 
-def drawn(
-    stem: str, purpose: str, count: int, evaluation: bool, avoid: set[str]
-) -> list[Problem]:
+def drawn(stem: str, purpose: str, count: int, evaluation: bool, avoid: set[str]) -> list[Problem]:
     """``count`` different problems of a file's levels that are not in ``avoid``."""
     topic, wanted = TOPICS[stem]
     rng = random.Random(f"{purpose}/{stem}/{SEED}")
