@@ -385,7 +385,8 @@ def _mixture(state: _State) -> Decision | None:
 
 def _least(e: Floats, first: int, second: int) -> Floats:
     """E-values ``[N, 1]`` against "one of the two answered": at most that of the right one."""
-    return e[:, [first, second]].min(axis=1, keepdims=True)
+    least: Floats = e[:, [first, second]].min(axis=1, keepdims=True)
+    return least
 
 
 def _ordered(difference: Floats) -> str | None:
