@@ -17,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "reports/demo/index.html"
 OUT = ROOT / "docs/images"
-COLOURS = 96
+COLOURS = 256
 """Of the palette that keeps the files small."""
 
 
@@ -31,7 +31,9 @@ def _chromium() -> str:
 
 def _save(name: str, png: bytes) -> None:
     with Image.open(io.BytesIO(png)) as image:
-        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        small = image.convert("RGB").quantize(
+            COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        )
         OUT.mkdir(parents=True, exist_ok=True)
         small.save(OUT / name, optimize=True)
     print(f"{name}: {(OUT / name).stat().st_size / 1024:.0f} KiB")
