@@ -53,17 +53,21 @@ def make(directory: Path, method: str, out: Path, tell: Any = None) -> Any:
     )
 
 
+def make_and_die(directory: Path, method: str, layer: int) -> None:
+    """Make ``directory/out`` and kill this process before the given layer."""
+
+    def tell(name: str, _share: float) -> None:
+        if name.endswith(f".{layer}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    make(directory, method, directory / "out", tell)
+
+
 def killed(directory: Path, method: str, layer: int) -> None:
     """A process that makes ``directory/out`` and is killed before the given layer."""
-
-    def work() -> None:
-        def tell(name: str, _share: float) -> None:
-            if name.endswith(f".{layer}"):
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        make(directory, method, directory / "out", tell)
-
-    process = multiprocessing.get_context("fork").Process(target=work)
+    # Spawned: a fork of a process with torch's threads can wait for them for ever.
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=make_and_die, args=(directory, method, layer))
     process.start()
     process.join(300)
     assert process.exitcode == -signal.SIGKILL
