@@ -7,9 +7,10 @@ the very numbers of an unbroken one.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,20 @@ from evalq.errors import TaskError
 from evalq.progress import NullProgress, Progress
 from evalq.schema import ItemRecord, Request, Response
 from evalq.store import Journal, journal_key
+from evalq.tasks.scoring import FAULT
 
 if TYPE_CHECKING:
     from evalq.models.base import Engine
     from evalq.tasks.bridge import BuiltTask
 
-__all__ = ["answer_all", "check_supported", "evaluate", "stored_answers"]
+__all__ = [
+    "answer_all",
+    "check_supported",
+    "evaluate",
+    "fault_warnings",
+    "refuse_unscorable",
+    "stored_answers",
+]
 
 
 def check_supported(engine: Engine, tasks: Sequence[BuiltTask], who: str) -> None:
@@ -122,3 +131,41 @@ def score(
         for item in task.records(share):
             records.append(ItemRecord(variant=variant, variant_hash=model_hash, **asdict(item)))
     return records
+
+
+def _faults(records: Iterable[ItemRecord]) -> dict[tuple[str, str], list[str]]:
+    """Why answers could not be scored, by variant and task."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        if f'"{FAULT}"' in record.metrics:
+            fault = json.loads(record.metrics).get(FAULT)
+            if fault is not None:
+                found.setdefault((record.variant, record.task), []).append(str(fault))
+    return found
+
+
+def refuse_unscorable(records: Sequence[ItemRecord]) -> None:
+    """Refuse the parent's records where scoring fails on most of a task: then the scorer is broken.
+
+    Every variant would score 0 as the parent does, and would pass.
+
+    Raises:
+        TaskError: names the task and the first fault.
+    """
+    totals = Counter(record.task for record in records)
+    for (_, task), faults in _faults(records).items():
+        if 2 * len(faults) > totals[task]:
+            raise TaskError(
+                f"task {task}: {len(faults)} of {totals[task]} answers of the parent cannot be "
+                f"scored: {faults[0]}",
+                hint="Mend the scorer: all variants would score 0 alike, and none would differ.",
+            )
+
+
+def fault_warnings(records: Iterable[ItemRecord]) -> list[str]:
+    """One warning a variant and task some of whose answers could not be scored."""
+    return [
+        f"{variant}: {len(faults)} answers to {task} could not be scored and count as wrong "
+        f"(first: {faults[0]})"
+        for (variant, task), faults in sorted(_faults(records).items())
+    ]

@@ -238,6 +238,8 @@ class Plan(_Section):
         workloads: JSONL files of the user's own items.
         limit: at most so many items a task.
         out: the run directory; ``runs/<name>`` when empty.
+        allow_code: run the user's own Python in tasks and scorers, and what models write where
+            items are scored by unit tests.
     """
 
     plan_version: Literal[1] = 1
@@ -255,12 +257,13 @@ class Plan(_Section):
     engine: EnginePlan = EnginePlan()
     recommend: RecommendPlan = RecommendPlan()
     seed: int = 0
+    allow_code: bool = False
     out: str = ""
 
     @property
     def hash(self) -> str:
-        """Identity of what is measured; its name, where it goes and prices do not count."""
-        data = self.model_dump(mode="json", exclude={"out", "name"})
+        """Identity of what is measured: not its name, where it goes, consent or prices."""
+        data = self.model_dump(mode="json", exclude={"out", "name", "allow_code"})
         del data["cost"]["price_per_hour"]
         return content_hash(data)
 

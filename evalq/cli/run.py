@@ -70,6 +70,13 @@ def command(
         bool,
         typer.Option("--allow-overlap", help="Calibrate on evaluated items; reports say so."),
     ] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Run Python of task files and scorers, and what models write (sandboxed).",
+        ),
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; auto by default.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; auto by default.")
@@ -105,6 +112,7 @@ def command(
         "data_dir": data_dir,
         "calibration.source": calibration,
         "calibration.allow_overlap": allow_overlap or None,
+        "allow_code": allow_code or None,
         "engine.device": device,
         "engine.dtype": dtype,
         "engine.threads": threads,

@@ -15,13 +15,16 @@ FLIP_RATE = 0.10
 """Share of items assumed to change between parent and variant, for planning only."""
 
 
-def check_answer(file: str, show: int = 3, parent: str = "") -> dict[str, Any]:
+def check_answer(
+    file: str, show: int = 3, parent: str = "", allow_code: bool = False
+) -> dict[str, Any]:
     """What ``evalq workload check`` prints.
 
     Args:
         file: see ``evalq.tasks.workloads.load_workload``.
         show: prompts of each task to show.
         parent: directory with a tokenizer, to count tokens; empty for none.
+        allow_code: see ``evalq.tasks.consent``.
 
     Returns:
         ``{file, items, tasks: [{task, kind, items, metric, slices, characters, tokens, prompts}],
@@ -29,14 +32,14 @@ def check_answer(file: str, show: int = 3, parent: str = "") -> dict[str, Any]:
 
     Raises:
         TaskError: a fault in the file, with its line number.
-        PlanError: an unknown scorer.
+        PlanError: an unknown scorer, code that is not allowed.
         ParentError: no tokenizer there.
     """
     from evalq.stats import detectable_margin
     from evalq.tasks.bridge import build_workload
 
     count = _counter(parent)
-    built = build_workload(file)
+    built = build_workload(file, allow_code=allow_code)
     tasks = []
     for task in built:
         lengths = [len(item.prompt) for item in task.items]
@@ -96,13 +99,16 @@ def check(
     file: Annotated[str, typer.Argument(help="JSONL file, with :SCORER if you like.")],
     show: Annotated[int, typer.Option(min=0, help="Prompts to show of each task.")] = 3,
     parent: Annotated[str, typer.Option(help="Directory whose tokenizer counts tokens.")] = "",
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Load Python that the workload names.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Check a workload: its items, its first prompts, and the smallest loss it can resolve.
 
     Example: evalq workload check mine.jsonl:numeric
     """
-    answer = check_answer(file, show, parent)
+    answer = check_answer(file, show, parent, allow_code)
     if json_:
         typer.echo(json.dumps(answer, ensure_ascii=False))
         return

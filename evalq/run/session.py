@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalq.errors import PlanError, StoreError
-from evalq.evaluate import evaluate
+from evalq.evaluate import evaluate, fault_warnings, refuse_unscorable
 from evalq.fidelity import ParentPass, compare_to_parent, run_parent
 from evalq.memory import shape_config
 from evalq.plan import EnginePlan, Plan, VariantPlan
@@ -31,6 +31,7 @@ from evalq.run.timing import PARENT, time_variants
 from evalq.schema import FidelityRecord, ItemRecord, content_hash
 from evalq.store import Journal, RunDirectory, read_table, write_table
 from evalq.store.layers import layer_record
+from evalq.tasks.consent import check_consent
 
 if TYPE_CHECKING:
     from evalq.artifacts.base import Artifact
@@ -79,6 +80,7 @@ def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") ->
         EvalqError: bad input, named; what was stored before stays.
     """
     check_methods(plan)
+    check_consent(plan.suites, plan.workloads, plan.allow_code)
     directory = RunDirectory(Path(plan.out))
     _check_directory(directory, plan)
     directory.lock()
@@ -171,6 +173,7 @@ def _measure(session: _Session) -> None:
         workloads=plan.workloads,
         data_dir=plan.data_dir,
         limit=plan.limit,
+        allow_code=plan.allow_code,
     )
     _check_tasks(session.tasks)
     session.info["suites"] = _suite_info(session.tasks)
@@ -188,6 +191,9 @@ def _measure(session: _Session) -> None:
     if plan.control.enabled:
         session.info["control"] = _with_control(session, parent_hash)
     session.parent_pass = None
+    for warning in fault_warnings(session.items):
+        if warning not in session.info["warnings"]:
+            session.info["warnings"].append(warning)
     write_table(session.directory.items, ItemRecord, session.items)
     if plan.fidelity.enabled:
         write_table(session.directory.fidelity, FidelityRecord, session.fidelity)
@@ -246,6 +252,7 @@ def _suite_info(tasks: Sequence[BuiltTask]) -> list[dict[str, Any]]:
                 "metric": task.metric,
                 "filter": task.filter,
                 "items": len(task.items),
+                "notes": list(task.notes),
             }
         )
     return list(suites.values())
@@ -256,9 +263,11 @@ def _with_parent(session: _Session, parent: LoadedModel, inputs: Inputs) -> list
     plan = session.plan
     made = _artifacts(session, parent, inputs)
     engine = _engine(parent, plan.engine)
-    session.items += evaluate(
+    answered = evaluate(
         engine, PARENT, parent.hash, session.tasks, session.journal, session.progress
     )
+    refuse_unscorable(answered)
+    session.items += answered
     if inputs.text is not None:
         session.info["fidelity"] = {
             "text": inputs.text.name,

@@ -21,6 +21,7 @@ from evalq.tasks.load import LoadedTask, compiled_templates, load_task, quiet, s
 from evalq.tasks.prompts import PromptSettings
 from evalq.tasks.requests import to_requests
 from evalq.tasks.scoring import (
+    FAULT,
     choose_filter,
     choose_metric,
     chosen,
@@ -75,12 +76,15 @@ class BuiltTask:
     def records(self, responses: Sequence[Response]) -> list[ItemScore]:
         """Score the answers to ``requests`` by lm-eval's own filters and metrics.
 
+        A generated answer that the task's code raises on counts as wrong, and its metrics say why
+        (``scoring.FAULT``): what a model writes ends no run.
+
         Args:
             responses: one a request, in their order.
 
         Raises:
             TaskError: too few or too many responses, a log-probability that is missing or NaN, a
-                metric that is no score of a single item.
+                metric that is no score of a single item, a package that scoring needs.
         """
         if len(responses) != len(self.requests):
             raise TaskError(
@@ -89,12 +93,49 @@ class BuiltTask:
             )
         answers = self._answer(responses)
         with quiet(), seeded(), compiled_templates():
-            self.task.apply_filters()
+            faults = self._filter()
             scores = [
-                self._score(item, instances, own)
+                self._score(item, instances, own, faults.get(item.item_id, ""))
                 for item, instances, own in zip(self.items, self._documents(), answers, strict=True)
             ]
         return scores
+
+    def _filter(self) -> dict[str, str]:
+        """Apply lm-eval's filters; items whose answers they raise on, with the reason."""
+        try:
+            self.task.apply_filters()
+            return {}
+        except ImportError as error:
+            raise _missing(self.name, error) from error
+        except Exception as error:  # a filter is task code: it may raise on what it did not foresee
+            if not self._generates:
+                raise TaskError(f"task {self.name!r}: a filter fails: {error!r}") from error
+        faults = {}
+        for item, instances in zip(self.items, self._documents(), strict=True):
+            try:
+                for ensemble in self.task._filters:
+                    ensemble.apply(instances)
+            except Exception as error:
+                faults[item.item_id] = f"a filter fails: {error!r}"[:300]
+        return faults
+
+    @property
+    def _generates(self) -> bool:
+        return str(self.task.OUTPUT_TYPE) == "generate_until"
+
+    def _metrics(self, label: str, doc: Any, instances: list[Any]) -> dict[str, Any]:
+        """The task's own metrics of one item, or what is left of them where it raises."""
+        try:
+            found = self.task.process_results(
+                doc, [instance.filtered_resps[self.filter] for instance in instances]
+            )
+        except ImportError as error:
+            raise _missing(self.name, error) from error
+        except Exception as error:  # task code may raise anything on an answer it did not foresee
+            if not self._generates:
+                raise TaskError(f"{label}: lm-eval could not score it: {error!r}") from error
+            return {self.metric: 0.0, FAULT: f"{error!r}"[:300]}
+        return dict(found)
 
     def _documents(self) -> Iterator[list[Any]]:
         """The instances of each document, in the evaluator's order."""
@@ -119,15 +160,14 @@ class BuiltTask:
             by_doc.setdefault(instance.doc_id, []).extend(taken)
         return list(by_doc.values())
 
-    def _score(self, item: Item, instances: list[Any], answers: list[Response]) -> ItemScore:
+    def _score(
+        self, item: Item, instances: list[Any], answers: list[Response], fault: str
+    ) -> ItemScore:
         label = f"task {self.name!r}, item {item.item_id!r}"
         doc = instances[0].doc
-        try:
-            metrics = self.task.process_results(
-                doc, [instance.filtered_resps[self.filter] for instance in instances]
-            )
-        except Exception as error:  # task code may raise anything on an answer it did not foresee
-            raise TaskError(f"{label}: lm-eval could not score it: {error!r}") from error
+        metrics = (
+            {self.metric: 0.0, FAULT: fault} if fault else self._metrics(label, doc, instances)
+        )
         score = read_score(metrics, self.metric, label)
         return ItemScore(
             suite=self.suite,
@@ -159,6 +199,13 @@ class BuiltTask:
         return answers[0].text
 
 
+def _missing(task: str, error: ImportError) -> TaskError:
+    return TaskError(
+        f"task {task!r} cannot be scored: {error}",
+        hint=f"pip install {error.name}" if error.name else "",
+    )
+
+
 def _as_lm_eval(request: Request, response: Response, task: str) -> Any:
     """A response in the form that lm-eval's models return."""
     if request.kind == "generate_until":
@@ -182,6 +229,7 @@ def build(
     data_dir: str | Path = "",
     limit: int | None = None,
     prompts: PromptSettings | None = None,
+    allow_code: bool = False,
 ) -> list[BuiltTask]:
     """Build all tasks of a run, once for all its variants.
 
@@ -192,9 +240,11 @@ def build(
         data_dir: folder of local copies of datasets; empty for none.
         limit: the first so many documents a task, in lm-eval's order.
         prompts: chat template, system message and few-shot seed.
+        allow_code: run code of the user's and of models, see ``evalq.tasks.consent``.
 
     Raises:
-        PlanError: an unknown suite or task selection, a faulty suite file, nothing selected.
+        PlanError: an unknown suite or task selection, a faulty suite file, nothing selected, code
+            that is not allowed.
         TaskError: a task, a dataset or a workload that cannot be built.
     """
     prompts = prompts or PromptSettings()
@@ -206,10 +256,12 @@ def build(
         for entry in suite.tasks:
             if (suite.name, entry.task) not in seen:
                 seen.add((suite.name, entry.task))
-                loaded = load_task(entry, folder)
+                loaded = load_task(entry, folder, allow_code)
                 built.append(build_task(loaded, suite, entry, limit=limit, prompts=prompts))
     for workload in workloads:
-        for task in build_workload(workload, data_dir=folder, limit=limit, prompts=prompts):
+        for task in build_workload(
+            workload, data_dir=folder, limit=limit, prompts=prompts, allow_code=allow_code
+        ):
             if ("workload", task.name) in seen:
                 raise TaskError(
                     f"two workloads are named {task.name!r}",
@@ -251,15 +303,16 @@ def build_workload(
     data_dir: Path | None = None,
     limit: int | None = None,
     prompts: PromptSettings | None = None,
+    allow_code: bool = False,
 ) -> list[BuiltTask]:
     """Build a workload: one task for its free answers, one for its multiple-choice items.
 
     Raises:
         TaskError: a fault in the file, with its place.
-        PlanError: a faulty workload YAML, an unknown scorer.
+        PlanError: a faulty workload YAML, an unknown scorer, code that is not allowed.
     """
     built = []
-    for part in load_workload(file, data_dir):
+    for part in load_workload(file, data_dir, allow_code):
         identity = Identity("workload", 0, part.name, part.slice, "", part.own)
         shots = part.loaded.task.get_config("num_fewshot") or 0
         part.loaded.task.set_config(key="num_fewshot", value=shots)

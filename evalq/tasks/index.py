@@ -19,9 +19,19 @@ from typing import Any
 
 import yaml
 
-from evalq.errors import TaskError, nearest
+from evalq.errors import PlanError, TaskError, nearest
+from evalq.tasks.suites import suites_folder
+from evalq.tasks.yaml_tags import code_tags
 
-__all__ = ["find_task", "known_tasks", "lm_eval_tasks_folder", "load_config", "raw_mapping"]
+__all__ = [
+    "find_task",
+    "known_tasks",
+    "lm_eval_tasks_folder",
+    "load_config",
+    "raw_mapping",
+    "refuse_code",
+    "task_code",
+]
 
 _IGNORED = {"__pycache__", ".ipynb_checkpoints"}
 _TOP_KEY = re.compile(
@@ -68,18 +78,25 @@ def known_tasks() -> list[str]:
     return sorted(_cached_index(lm_eval_tasks_folder())["tasks"])
 
 
-def load_config(path: Path) -> dict[str, Any]:
+def load_config(path: Path, allow_code: bool = False) -> dict[str, Any]:
     """The configuration in a task YAML, includes merged and functions resolved, as lm-eval does.
 
-    A ``!function`` in it imports the Python file beside it: a task file is code.
+    Args:
+        path: the file.
+        allow_code: a ``!function`` imports the Python file beside it: a task file is code. In files
+            that neither evalq nor lm-eval ships it is refused without this.
 
     Raises:
         TaskError: no such file, no YAML, an include or a function that is not there.
+        PlanError: code that is not allowed.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     if not path.is_file():
         raise TaskError(f"there is no task file {path}")
+    found = "" if allow_code else task_code(path)
+    if found:
+        raise refuse_code(f"the task file {path}", f"runs {found}")
     try:
         config: dict[str, Any] = load_yaml(path, resolve_func=True)
     except yaml.YAMLError as error:
@@ -87,6 +104,27 @@ def load_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, ImportError, AttributeError) as error:
         raise TaskError(f"{path} cannot be read as a task: {error}") from None
     return config
+
+
+def refuse_code(what: str, why: str) -> PlanError:
+    """The error for code that was not allowed."""
+    return PlanError(
+        f"{what} {why}",
+        hint="Say --allow-code (allow_code: true in a plan) if you trust it.",
+    )
+
+
+def task_code(path: Path) -> str:
+    """The first Python that reading a task file would run, as ``FILE: !function x.y``; "" for none.
+
+    Files that evalq and lm-eval ship are theirs to vouch for, also where a user's file includes
+    one.
+
+    Raises:
+        TaskError: no such file, or no YAML.
+    """
+    trusted = (suites_folder().resolve(), lm_eval_tasks_folder().resolve())
+    return next(code_tags(path.resolve(), trusted), "")
 
 
 def _cache_file(folder: Path) -> Path:

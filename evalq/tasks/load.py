@@ -66,15 +66,21 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def load_task(entry: SuiteTask, data_dir: Path | None) -> LoadedTask:
+def load_task(entry: SuiteTask, data_dir: Path | None, allow_code: bool = False) -> LoadedTask:
     """The lm-eval task of a suite's entry.
+
+    Args:
+        entry: of a suite.
+        data_dir: folder of local copies, or ``None``.
+        allow_code: see ``load_config``.
 
     Raises:
         TaskError: no such task, another version than the suite pins, no data and no network, a task
             that needs images, sound or to run generated code.
+        PlanError: a file of the user's that runs code, without ``allow_code``.
     """
     path = Path(entry.file) if entry.file else find_task(entry.task)
-    config = load_config(path)
+    config = load_config(path, allow_code)
     if config.get("task") != entry.task:
         raise TaskError(
             f"{path} defines task {config.get('task')!r}, not {entry.task!r}",
@@ -112,7 +118,8 @@ def make_task(config: Mapping[str, Any], dataset: Any | None, where: str) -> Any
     kind = base if dataset is None else _over(base, dataset)
     name = settings.get("task")
     try:
-        with quiet(), seeded(), nullcontext() if dataset is not None else _network():
+        network = nullcontext() if dataset is not None else _network()
+        with quiet(), seeded(), compiled_templates(), network:
             task = kind(config=settings)
     except EvalqError:
         raise
@@ -134,7 +141,10 @@ def _over(base: type, dataset: Any) -> type:
 
 def _check_kind(name: str, config: Mapping[str, Any]) -> None:
     if config.get("unsafe_code"):
-        raise TaskError(f"task {name!r} runs generated code, which evalq does not do unasked")
+        raise TaskError(
+            f"task {name!r} runs generated code by lm-eval's own means, without a sandbox",
+            hint="Ask the same items as a workload with the scorer 'code' and --allow-code.",
+        )
     if config.get("doc_to_image") or config.get("doc_to_audio"):
         raise TaskError(f"task {name!r} needs images or sound; evalq evaluates text")
     if not isinstance(config.get("task"), str):
@@ -254,15 +264,23 @@ def seeded() -> Iterator[None]:
 
 @contextmanager
 def compiled_templates() -> Iterator[None]:
-    """Compile each Jinja template once while prompts are built.
+    """Compile each Jinja template once, in a sandbox, while prompts are built.
 
     lm-eval compiles a template anew for every field of every document, which is nine tenths of the
-    time that building prompts takes. The same template text gives the same compiled template.
+    time that building prompts takes. The same template text gives the same compiled template. In
+    the sandbox a template reads documents and cannot reach Python's internals through them.
     """
+    from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
 
     environment = utils.env
-    compile_one = environment.from_string
+    sandbox = SandboxedEnvironment(
+        loader=environment.loader,
+        undefined=environment.undefined,
+        keep_trailing_newline=environment.keep_trailing_newline,
+    )
+    sandbox.filters.update(environment.filters)
+    compile_one = sandbox.from_string
     known: dict[str, Any] = {}
 
     def from_string(source: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
 """Scorers of free answers in workloads: each says whether one answer is right.
 
 A scorer gets the answer and the item (``targets``, any of which will do, and ``tolerance``) and
-returns true or false; nothing is right by default.
+returns true or false, or a score from 0 to 1; nothing is right by default. An answer that cannot be
+judged is wrong, and its record says why: no answer can end a run.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from evalq.errors import TaskError
+from evalq.errors import MissingDependencyError, TaskError
+from evalq.tasks.code_scorers import CODE_SECONDS, Code, Function, without_fence
+from evalq.tasks.worker import ScoringError, shared_worker
 
-__all__ = ["SCORERS", "Scorer", "numbers_in"]
+__all__ = ["CODE_SECONDS", "FUNCTION", "SCORERS", "Function", "Scorer", "judged", "numbers_in"]
 
 _NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
+JUDGE_SECONDS = 10.0
+"""Longest that a regular expression or a schema may take over one answer."""
 
 
 class Scorer(Protocol):
@@ -31,8 +35,12 @@ class Scorer(Protocol):
     def check(self, item: Mapping[str, Any]) -> None:
         """Raise TaskError when the item's targets are none for this scorer."""
 
-    def correct(self, answer: str, item: Mapping[str, Any]) -> bool:
-        """Whether the answer is right."""
+    def correct(self, answer: str, item: Mapping[str, Any]) -> bool | float:
+        """Whether the answer is right, or how right, from 0 to 1.
+
+        Raises:
+            ScoringError: it could not be judged.
+        """
 
 
 def numbers_in(text: str) -> list[float]:
@@ -104,7 +112,10 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Regex:
-    """The target, a regular expression of Python, is found in the answer."""
+    """The target, a regular expression of Python, is found in the answer.
+
+    One that takes longer than ``JUDGE_SECONDS`` over an answer is given up.
+    """
 
     metric: str = "regex_match"
 
@@ -118,7 +129,11 @@ class Regex:
 
     def correct(self, answer: str, item: Mapping[str, Any]) -> bool:
         """A target matches somewhere."""
-        return any(re.search(str(target), answer) for target in item["targets"])
+        worker = shared_worker()
+        return any(
+            worker.ask({"kind": "regex", "pattern": str(t), "answer": answer}, JUDGE_SECONDS)
+            for t in item["targets"]
+        )
 
 
 @dataclass(frozen=True)
@@ -140,10 +155,8 @@ class Json:
 
     def correct(self, answer: str, item: Mapping[str, Any]) -> bool:
         """Equal as JSON to a target; ``1`` and ``1.0`` are equal, ``1`` and ``true`` are not."""
-        text = answer.strip()
-        fenced = _FENCE.fullmatch(text)
         try:
-            found = json.loads(fenced[1] if fenced else text)
+            found = json.loads(without_fence(answer))
         except (ValueError, RecursionError):
             return False
         return any(_same(found, json.loads(str(target))) for target in item["targets"])
@@ -159,11 +172,92 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+@dataclass(frozen=True)
+class JsonSchema:
+    """The answer is JSON that the target, a JSON schema, allows.
+
+    One code fence around the answer is taken off. The schema's ``$schema`` says its draft (2020-12
+    without one); nothing that it refers to is fetched, and ``format`` is not looked at.
+    """
+
+    metric: str = "schema_match"
+
+    def check(self, item: Mapping[str, Any]) -> None:
+        """Every target is a schema that refers to itself alone."""
+        for target in item["targets"]:
+            _check_schema(str(target))
+
+    def correct(self, answer: str, item: Mapping[str, Any]) -> bool:
+        """Allowed by a target; what is no JSON is wrong."""
+        try:
+            value = json.loads(without_fence(answer))
+        except (ValueError, RecursionError):
+            return False
+        worker = shared_worker()
+        return any(
+            worker.ask({"kind": "schema", "schema": str(t), "value": value}, JUDGE_SECONDS)
+            for t in item["targets"]
+        )
+
+
+def _check_schema(text: str) -> None:
+    import jsonschema
+
+    try:
+        schema = json.loads(text)
+        if not isinstance(schema, dict | bool):
+            raise ValueError("it is no object")
+        kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+        kind.check_schema(schema)
+    except (ValueError, RecursionError, jsonschema.SchemaError) as error:
+        reason = str(error).splitlines()[0]
+        raise TaskError(f"'target' {text[:80]!r} is no JSON schema: {reason}") from None
+    for reference in _references(schema):
+        if not reference.startswith("#") and not reference.startswith(_DRAFTS):
+            raise TaskError(
+                f"the schema refers to {reference!r}, which is not fetched",
+                hint="Put the definition into the schema's own $defs.",
+            )
+
+
+_DRAFTS = ("http://json-schema.org/", "https://json-schema.org/")
+
+
+def _references(schema: Any) -> list[str]:
+    """All ``$ref`` and ``$dynamicRef`` in a schema, wherever they are."""
+    if isinstance(schema, list):
+        return [found for part in schema for found in _references(part)]
+    if not isinstance(schema, dict):
+        return []
+    own = [v for k, v in schema.items() if k in ("$ref", "$dynamicRef") and isinstance(v, str)]
+    return own + [found for part in schema.values() for found in _references(part)]
+
+
 SCORERS: dict[str, Scorer] = {
     "exact": Exact(),
     "contains": Contains(),
     "numeric": Numeric(),
     "regex": Regex(),
     "json": Json(),
+    "json_schema": JsonSchema(),
+    "code": Code(),
 }
 """Scorers by the name that a workload uses."""
+
+FUNCTION = "function"
+"""The name that items of a workload with a function of the user's carry for it."""
+
+
+def judged(scorer: Scorer, answer: str, item: Mapping[str, Any]) -> tuple[float, str]:
+    """The score of an answer, whatever the answer holds, and why it could not be judged (or "").
+
+    What raises for another reason than the answer is raised: a package or a system that is missing.
+    """
+    try:
+        return float(scorer.correct(answer, item)), ""
+    except (MissingDependencyError, ImportError):
+        raise
+    except ScoringError as fault:
+        return 0.0, str(fault)
+    except Exception as error:  # scorers are not to meet an answer that they raise on; if they do
+        return 0.0, f"{type(error).__name__}: {error}"[:300]

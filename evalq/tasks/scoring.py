@@ -17,6 +17,7 @@ from evalq.errors import TaskError, nearest
 from evalq.schema import Response
 
 __all__ = [
+    "FAULT",
     "LIKELIHOOD_METRICS",
     "Score",
     "choose_filter",
@@ -24,6 +25,9 @@ __all__ = [
     "chosen",
     "metrics_json",
 ]
+
+FAULT = "fault"
+"""Among an item's metrics: why its answer could not be scored. It then counts as wrong."""
 
 LIKELIHOOD_METRICS = {
     "word_perplexity": "words",

@@ -8,6 +8,9 @@ A workload YAML makes items out of a table's columns; values of columns are neve
     choices: ["billing", "support"]       # or target: "{{ team }}"
     answer: "{{ team }}"
     slice: "{{ language }}"
+
+Without a template, the file's columns are the items' fields; ``function: score.py:my_score`` scores
+the free answers by a function of the user's (``evalq.tasks.code_scorers.Function``).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from evalq.errors import PlanError, TaskError, nearest
 from evalq.plan import read_yaml
 from evalq.tasks.data import read_jsonl_lines
 
-__all__ = ["WorkloadFile", "WorkloadSpec", "is_task_file", "read_workload"]
+__all__ = ["WorkloadFile", "WorkloadSpec", "is_task_file", "read_workload", "split_scorer"]
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 _YAML = (".yaml", ".yml")
@@ -33,7 +36,7 @@ _JSON_CELLS = ("choices", "messages")
 
 
 class WorkloadSpec(BaseModel):
-    """A workload YAML. Every text but ``workload``, ``file`` and ``scorer`` is a Jinja template.
+    """A workload YAML: every text after ``function`` is a Jinja template.
 
     ``choices`` is a list of templates, or one template that gives a JSON list. ``answer`` gives the
     text of the right choice, or else its place, counted from 0.
@@ -44,6 +47,7 @@ class WorkloadSpec(BaseModel):
     workload: str = Field(min_length=1)
     file: str = Field(min_length=1)
     scorer: str = "exact"
+    function: str = ""
     prompt: str = ""
     messages: tuple[dict[str, str], ...] = ()
     target: str = ""
@@ -55,6 +59,14 @@ class WorkloadSpec(BaseModel):
     until: tuple[str, ...] | None = None
     max_tokens: int | None = None
     tolerance: float | None = None
+    before: str = ""
+    time_limit: float | None = None
+
+    @property
+    def templated(self) -> bool:
+        """Whether anything in it makes fields out of columns."""
+        given = self.model_fields_set - {"workload", "file", "scorer", "function"}
+        return bool(given)
 
 
 @dataclass(frozen=True)
@@ -66,12 +78,28 @@ class WorkloadFile:
         path: the file with the rows.
         scorer: of items that name none.
         rows: items with their places (``line 3``, ``row 2``).
+        function: the user's own scorer as the YAML names it, relative to ``folder``; or empty.
+        folder: of the YAML, or of the file.
     """
 
     name: str
     path: Path
     scorer: str
     rows: Rows
+    function: str = ""
+    folder: Path = Path()
+
+
+def split_scorer(file: str | Path) -> tuple[Path, str]:
+    """``mine.jsonl:numeric`` as the path and the scorer; a file of that very name comes first.
+
+    >>> split_scorer("mine.jsonl:numeric")[1], split_scorer("mine.jsonl")[1]
+    ('numeric', '')
+    """
+    text, _, scorer = str(file).rpartition(":")
+    if not text or Path(str(file)).is_file():
+        return Path(str(file)), ""
+    return Path(text), scorer
 
 
 def is_task_file(path: Path) -> bool:
@@ -107,8 +135,9 @@ def read_workload(path: Path) -> WorkloadFile:
     if path.suffix in _YAML:
         spec = _parse(path)
         table = path.parent / spec.file
-        return WorkloadFile(spec.workload, table, spec.scorer, _rendered(spec, table, path))
-    return WorkloadFile(path.stem, path, "exact", _plain(path))
+        rows = _rendered(spec, table, path) if spec.templated else _plain(table)
+        return WorkloadFile(spec.workload, table, spec.scorer, rows, spec.function, path.parent)
+    return WorkloadFile(path.stem, path, "exact", _plain(path), folder=path.parent)
 
 
 def _parse(path: Path) -> WorkloadSpec:
@@ -180,7 +209,7 @@ def _typed(row: dict[str, Any], where: str) -> dict[str, Any]:
                 raise TaskError(
                     f"{where}: {key!r} is no JSON list", hint='Write ["one", "two"] in the cell.'
                 ) from None
-    for key, kind in (("max_tokens", int), ("tolerance", float)):
+    for key, kind in (("max_tokens", int), ("tolerance", float), ("time_limit", float)):
         if key in row:
             try:
                 row[key] = kind(row[key])
@@ -201,7 +230,7 @@ def _rendered(spec: WorkloadSpec, table: Path, path: Path) -> Rows:
     for place, row in _table(table):
         where = f"{table}, {place}"
         item: dict[str, Any] = {}
-        for key in ("prompt", "target", "id", "slice", "cluster"):
+        for key in ("prompt", "target", "id", "slice", "cluster", "before"):
             template = getattr(spec, key)
             if template:
                 item[key] = render(template, row, f"{where}: {key}")
@@ -214,7 +243,7 @@ def _rendered(spec: WorkloadSpec, table: Path, path: Path) -> Rows:
             item["choices"] = _choices(spec.choices, render, row, where)
             answer = render(str(spec.answer), row, f"{where}: answer")
             item["answer"] = _answer(answer, item["choices"])
-        for key in ("max_tokens", "tolerance"):
+        for key in ("max_tokens", "tolerance", "time_limit"):
             if getattr(spec, key) is not None:
                 item[key] = getattr(spec, key)
         if spec.until is not None:

@@ -1,7 +1,8 @@
 """What a workload's item may say, checked field by field.
 
 Fields: ``prompt`` or ``messages``; ``target`` (with ``scorer``, ``until``, ``max_tokens``,
-``tolerance``) or ``choices`` and ``answer``; and ``id``, ``slice``, ``cluster``.
+``tolerance``, and for the scorer ``code`` ``before`` and ``time_limit``) or ``choices`` and
+``answer``; and ``id``, ``slice``, ``cluster``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evalq.errors import EvalqError, PlanError, TaskError, nearest
-from evalq.tasks.scorers import SCORERS
+from evalq.tasks.scorers import CODE_SECONDS, FUNCTION, SCORERS, Scorer
 from evalq.tasks.slices import check_slice
 
 __all__ = ["DEFAULT_MAX_TOKENS", "DEFAULT_UNTIL", "FIELDS", "check_items"]
@@ -23,7 +24,7 @@ DEFAULT_MAX_TOKENS = 256
 """Longest answer unless an item says otherwise; lm-eval's own default."""
 
 _COMMON = {"prompt", "messages", "id", "slice", "cluster"}
-_FREE = {"target", "scorer", "until", "max_tokens", "tolerance"}
+_FREE = {"target", "scorer", "until", "max_tokens", "tolerance", "before", "time_limit"}
 _CHOICE = {"choices", "answer"}
 FIELDS = frozenset(_COMMON | _FREE | _CHOICE)
 """Every field that an item may have."""
@@ -32,8 +33,15 @@ _SHAPE = 'An item is {"prompt", "target"} or {"prompt", "choices", "answer"}.'
 _ROLES = ("system", "user", "assistant")
 
 
+LONGEST_SECONDS = 600.0
+"""Most that an item may give its program."""
+
+
 def check_items(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], path: str, scorer: str
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    path: str,
+    scorer: str,
+    function: Scorer | None = None,
 ) -> list[dict[str, Any]]:
     """The items with every field filled in.
 
@@ -41,6 +49,8 @@ def check_items(
         rows: each with its place in the file (``line 3``).
         path: the file, for messages.
         scorer: for items that name none.
+        function: the user's own scorer, for all free answers; the items then name none, and need no
+            ``target``.
 
     Raises:
         TaskError: no items, a faulty one, or an id that occurs twice; with its place.
@@ -49,7 +59,7 @@ def check_items(
     places: dict[str, str] = {}
     for place, row in rows:
         where = f"{path}, {place}"
-        doc = _item(row, where, scorer)
+        doc = _item(row, where, scorer, function)
         doc["id"] = doc["id"] or place.replace(" ", "-")
         if doc["id"] in places:
             raise TaskError(
@@ -63,7 +73,9 @@ def check_items(
     return docs
 
 
-def _item(row: Mapping[str, Any], where: str, scorer: str) -> dict[str, Any]:
+def _item(
+    row: Mapping[str, Any], where: str, scorer: str, function: Scorer | None
+) -> dict[str, Any]:
     unknown = [key for key in row if key not in FIELDS]
     if unknown:
         raise TaskError(
@@ -80,7 +92,7 @@ def _item(row: Mapping[str, Any], where: str, scorer: str) -> dict[str, Any]:
     if _CHOICE & row.keys():
         doc |= _choice_fields(row, where)
     else:
-        doc |= _free_fields(row, where, scorer)
+        doc |= _free_fields(row, where, scorer, function)
     _check_text(doc, where)
     return doc
 
@@ -150,7 +162,10 @@ def _choice_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"choices": choices, "answer": answer}
 
 
-def _free_fields(row: Mapping[str, Any], where: str, default: str) -> dict[str, Any]:
+def _targets(row: Mapping[str, Any], where: str, name: str) -> list[str]:
+    """The targets as texts; a JSON scorer's may be objects, which become JSON."""
+    if "target" not in row and name == FUNCTION:
+        return [""]
     if "target" not in row:
         raise TaskError(
             f"{where}: no 'target' (and no 'choices')",
@@ -158,11 +173,40 @@ def _free_fields(row: Mapping[str, Any], where: str, default: str) -> dict[str, 
         )
     target = row["target"]
     targets = target if isinstance(target, list) else [target]
+    if name in ("json", "json_schema"):
+        targets = [json.dumps(t, ensure_ascii=False) if isinstance(t, dict) else t for t in targets]
     numbers = all(isinstance(t, int | float) and not isinstance(t, bool) for t in targets)
     if not targets or not (numbers or all(isinstance(t, str) for t in targets)):
         raise TaskError(f"{where}: 'target' is not a text, a number or a list of them")
-    name = row.get("scorer", default)
-    if name not in SCORERS:
+    return [str(t) for t in targets]
+
+
+def _code_fields(row: Mapping[str, Any], where: str, name: str) -> dict[str, Any]:
+    """What the scorer ``code`` alone takes."""
+    for key in ("before", "time_limit"):
+        if key in row and name != "code":
+            raise TaskError(f"{where}: {key!r} goes with the scorer 'code', not with {name!r}")
+    before, seconds = row.get("before", ""), row.get("time_limit", CODE_SECONDS)
+    if not isinstance(before, str):
+        raise TaskError(f"{where}: 'before' is not a text")
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds <= LONGEST_SECONDS:
+        raise TaskError(
+            f"{where}: 'time_limit' is {seconds!r}, not seconds from 0 to {LONGEST_SECONDS:g}"
+        )
+    return {"before": before, "time_limit": float(seconds)}
+
+
+def _free_fields(
+    row: Mapping[str, Any], where: str, default: str, function: Scorer | None
+) -> dict[str, Any]:
+    if function is not None and "scorer" in row:
+        raise TaskError(
+            f"{where}: a 'scorer' beside the workload's own function", hint="Leave one out."
+        )
+    name = FUNCTION if function is not None else row.get("scorer", default)
+    scorer = function if function is not None else SCORERS.get(str(name))
+    if scorer is None:
         raise TaskError(f"{where}: unknown scorer {name!r}", hint=nearest(str(name), SCORERS))
     until = row.get("until", list(DEFAULT_UNTIL))
     until = [until] if isinstance(until, str) else until
@@ -175,15 +219,16 @@ def _free_fields(row: Mapping[str, Any], where: str, default: str) -> dict[str, 
     if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or tolerance < 0:
         raise TaskError(f"{where}: 'tolerance' is {tolerance!r}, not a number of 0 or more")
     doc = {
-        "targets": [str(t) for t in targets],
+        "targets": _targets(row, where, str(name)),
         "scorer": name,
         "until": until,
         "max_tokens": limit,
         "tolerance": float(tolerance),
         "choices": [],
+        **_code_fields(row, where, str(name)),
     }
     try:
-        SCORERS[name].check(doc)
+        scorer.check(doc)
     except EvalqError as error:
         raise TaskError(f"{where}: {error.message}", hint=error.hint) from None
     return doc

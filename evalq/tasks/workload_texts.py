@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evalq.tasks.scorers import Function
 from evalq.tasks.workload_files import read_workload
 from evalq.tasks.workload_items import check_items
 
@@ -65,7 +66,8 @@ def workload_texts(file: str | Path) -> Iterator[WorkloadText]:
         PlanError: a faulty workload YAML.
     """
     source = read_workload(Path(file))
-    for doc in check_items(source.rows, str(source.path), source.scorer):
+    function = Function.parse(source.function, source.folder) if source.function else None
+    for doc in check_items(source.rows, str(source.path), source.scorer, function):
         prompt = doc["prompt"]
         if doc["messages"]:
             prompt = "\n".join(m["content"] for m in json.loads(doc["messages"]))

@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from evalq.errors import PlanError, TaskError, nearest
+from evalq.tasks.code_scorers import Code
+from evalq.tasks.consent import check_consent
 from evalq.tasks.data import to_dataset
 from evalq.tasks.index import load_config
 from evalq.tasks.load import LoadedTask, load_task, make_task
-from evalq.tasks.scorers import SCORERS
+from evalq.tasks.sandbox import isolation
+from evalq.tasks.scorers import FUNCTION, SCORERS, Function, Scorer, judged
+from evalq.tasks.scoring import FAULT
 from evalq.tasks.suites import SuiteTask
-from evalq.tasks.workload_files import is_task_file, read_workload
+from evalq.tasks.workload_files import is_task_file, read_workload, split_scorer
 from evalq.tasks.workload_items import DEFAULT_MAX_TOKENS, DEFAULT_UNTIL, check_items
 
 __all__ = ["Workload", "load_workload"]
@@ -49,7 +53,9 @@ class Workload:
     own: bool
 
 
-def load_workload(file: str | Path, data_dir: Path | None = None) -> list[Workload]:
+def load_workload(
+    file: str | Path, data_dir: Path | None = None, allow_code: bool = False
+) -> list[Workload]:
     """The tasks of a workload: one for free answers, one for multiple choice.
 
     Args:
@@ -57,25 +63,30 @@ def load_workload(file: str | Path, data_dir: Path | None = None) -> list[Worklo
             items that name none (default ``exact``); ``mine.yaml`` with templates over a file's
             columns (``evalq.tasks.workload_files``), or with an lm-eval task.
         data_dir: where an lm-eval task's dataset may lie.
+        allow_code: run what would run: see ``evalq.tasks.consent``.
 
     Raises:
         TaskError: a file that is missing, empty or no UTF-8; a line that is no JSON object; an item
             that lacks a field, has one too many or of the wrong kind, or repeats an id (with its
             place).
-        PlanError: an unknown scorer after the colon, a faulty workload YAML.
+        PlanError: an unknown scorer after the colon, a faulty workload YAML, code that is not
+            allowed.
     """
-    text, _, scorer = str(file).rpartition(":")
-    if not text or Path(str(file)).is_file():
-        text, scorer = str(file), ""
+    path, scorer = split_scorer(file)
     if scorer and scorer not in SCORERS:
         raise PlanError(
             f"workload {file}: unknown scorer {scorer!r}", hint=nearest(scorer, SCORERS)
         )
-    path = Path(text)
+    if not allow_code:
+        check_consent((), (file,), allowed=False)
     if is_task_file(path):
-        return [_as_it_is(path, data_dir)]
+        return [_as_it_is(path, data_dir, allow_code)]
     source = read_workload(path)
-    docs = check_items(source.rows, str(source.path), scorer or source.scorer)
+    function = None
+    if source.function:
+        function = Function.parse(source.function, source.folder)
+        function.load()
+    docs = check_items(source.rows, str(source.path), scorer or source.scorer, function)
     stem = re.sub(r"[^A-Za-z0-9_.+-]+", "-", source.name).strip("-.+") or "items"
     free = [doc for doc in docs if not doc["choices"]]
     choice = [doc for doc in docs if doc["choices"]]
@@ -84,32 +95,54 @@ def load_workload(file: str | Path, data_dir: Path | None = None) -> list[Worklo
         if not rows:
             continue
         name = stem if kind == "free" or not free else f"{stem}.choices"
-        config = _free_config(name, rows) if kind == "free" else _choice_config(name)
+        config = _free_config(name, rows, function) if kind == "free" else _choice_config(name)
         for row in rows:
             row["slice"] = f"workload/{stem}" + (f"/{row['slice']}" if row["slice"] else "")
         task = make_task(config, to_dataset({"test": rows}, ()), str(source.path))
         _adapt(task)
-        out.append(Workload(name, f"workload/{stem}", LoadedTask(task, str(source.path)), True))
+        loaded = LoadedTask(task, str(source.path), _notes(rows, function))
+        out.append(Workload(name, f"workload/{stem}", loaded, True))
     return out
 
 
-def _as_it_is(path: Path, data_dir: Path | None) -> Workload:
+def _notes(rows: Sequence[Mapping[str, Any]], function: Function | None) -> tuple[str, ...]:
+    """What ran beside the model."""
+    if any(row.get("scorer") == "code" for row in rows):
+        return (f"answers are run as Python; isolation: {isolation().words}",)
+    if function is not None and any(row.get("scorer") == FUNCTION for row in rows):
+        return (f"scored by {function.name} of {function.file} ({function.hash[:12]})",)
+    return ()
+
+
+def _as_it_is(path: Path, data_dir: Path | None, allow_code: bool) -> Workload:
     """An lm-eval task in a YAML file of the user's."""
-    name = str(load_config(path)["task"])
+    name = str(load_config(path, allow_code)["task"])
     below = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).strip("-.+") or "task"
     entry = SuiteTask.model_validate(
         {"task": name, "slice": f"workload/{below}", "file": str(path.resolve())}
     )
-    return Workload(name, entry.slice, load_task(entry, data_dir), False)
+    return Workload(name, entry.slice, load_task(entry, data_dir, allow_code), False)
 
 
-def _free_config(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _free_config(
+    name: str, rows: Sequence[Mapping[str, Any]], function: Function | None
+) -> dict[str, Any]:
     """One metric a file: the scorer's own name where all items agree on it, else ``correct``."""
-    scorers = {str(row["scorer"]) for row in rows}
-    metric = SCORERS[scorers.pop()].metric if len(scorers) == 1 else "correct"
+    scorers: dict[str, Scorer] = dict(SCORERS)
+    if function is not None:
+        scorers[FUNCTION] = function
+    used = {str(row["scorer"]) for row in rows}
+    metric = scorers[used.pop()].metric if len(used) == 1 else "correct"
 
-    def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-        return {metric: float(SCORERS[str(doc["scorer"])].correct(results[0], doc))}
+    def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
+        scorer = scorers[str(doc["scorer"])]
+        value, fault = judged(scorer, results[0], doc)
+        out: dict[str, Any] = {metric: value}
+        if fault:
+            out[FAULT] = fault
+        elif isinstance(scorer, Code) and not value:
+            out["why"] = scorer.why(results[0], doc)
+        return out
 
     return {
         "task": name,
@@ -126,7 +159,7 @@ def _free_config(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
             "temperature": 0.0,
         },
         "num_fewshot": 0,
-        "metadata": {"version": VERSION},
+        "metadata": {"version": VERSION if function is None else f"{VERSION}+{function.hash[:12]}"},
     }
 
 

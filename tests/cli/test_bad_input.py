@@ -64,6 +64,10 @@ def test_bad_input(
     broken.write_text('{"prompt": "a", "target": "b"}\n{"prompt": \n')
     plan = tmp_path / "plan.yaml"
     plan.write_text("calibraton: {samples: 3}\n")
+    code = tmp_path / "code.jsonl"
+    code.write_text('{"prompt": "a", "target": "assert f()", "scorer": "code"}\n')
+    task = tmp_path / "task.yaml"
+    task.write_text("task: t\ndoc_to_text: !function own.f\n")
     out = ["--out", str(tmp_path / "out")]
     small = ["--workload", str(items), *out]
     cases = [
@@ -83,6 +87,8 @@ def test_bad_input(
             ["two variants are named", "'name'"],
         ),
         (["--parent", str(parent), "--suite", "builtin-mat", *out], ["builtin-math"]),
+        (["--parent", "/nothing", "--workload", str(code), *out], ["--allow-code", "line 1"]),
+        (["--parent", "/nothing", "--workload", str(task), *out], ["--allow-code", "own.f"]),
         (["--parent", str(parent), "--limit", "0", *small], ["limit"]),
         (["--parent", str(parent), "--no-such-flag"], ["--no-such-flag"]),
     ]
@@ -90,6 +96,7 @@ def test_bad_input(
         said = refused(["run", "-q", *words], monkeypatch, capsys)
         for word in expected:
             assert word in said, (words, said)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*.parquet"))
 
 
 def test_a_directory_that_holds_another_plans_run(
