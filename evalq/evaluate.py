@@ -30,6 +30,8 @@ __all__ = [
     "evaluate",
     "fault_warnings",
     "refuse_unscorable",
+    "request_keys",
+    "score",
     "stored_answers",
 ]
 
@@ -49,7 +51,8 @@ def check_supported(engine: Engine, tasks: Sequence[BuiltTask], who: str) -> Non
                 )
 
 
-def _keys(requests: Sequence[Request], engine: Engine, model_hash: str) -> list[str]:
+def request_keys(requests: Sequence[Request], engine: Engine, model_hash: str) -> list[str]:
+    """The journal's keys of a run's requests; equal ones are told apart by their order."""
     occurrences: Counter[str] = Counter()
     keys = []
     for request in requests:
@@ -62,7 +65,7 @@ def stored_answers(
     engine: Engine, model_hash: str, requests: Sequence[Request], journal: Journal
 ) -> list[Response] | None:
     """The answers of the journal, or ``None`` unless all of them are there."""
-    keys = _keys(requests, engine, model_hash)
+    keys = request_keys(requests, engine, model_hash)
     found = journal.get(keys)
     return [found[k] for k in keys] if len(found) == len(set(keys)) else None
 
@@ -74,10 +77,21 @@ def answer_all(
     journal: Journal,
     progress: Progress | None = None,
     label: str = "",
+    keys: Sequence[str] | None = None,
 ) -> list[Response]:
-    """Answers to all requests, in their order; those in the journal are not asked again."""
+    """Answers to all requests, in their order; those in the journal are not asked again.
+
+    Args:
+        engine: what answers.
+        model_hash: content hash of the weights that answer.
+        requests: what is asked.
+        journal: where answers are kept.
+        progress: told of every batch.
+        label: for it.
+        keys: of the requests in the journal, where they are a part of more (``request_keys``).
+    """
     progress = progress or NullProgress()
-    keys = _keys(requests, engine, model_hash)
+    keys = request_keys(requests, engine, model_hash) if keys is None else keys
     found = journal.get(keys)
     progress.start(f"evaluate {label}".strip(), len(requests), "requests")
     tokens, began = 0, time.perf_counter()

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evalq import stats
+from evalq.compare.adaptive import Strata, stops_of
 from evalq.compare.pairs import Pairs, pair
 from evalq.compare.runs import Run
 from evalq.compare.slices import Comparison, SliceResult
@@ -211,7 +212,9 @@ def frontier(
     """Place every variant on a cost axis and say how surely it is on the frontier.
 
     Items (clusters, where items share one) are drawn with replacement, the same for all variants.
-    A variant that runs dequantized has no place on a speed axis. Costs are taken as known.
+    Variants of an adaptive run were asked different items: each one's quality is the parent's plus
+    its difference, whose uncertainty is drawn for each by itself. A variant that runs dequantized
+    has no place on a speed axis. Costs are taken as known.
 
     Args:
         run: the run.
@@ -231,6 +234,8 @@ def frontier(
         clusters = scored["cluster"].to_numpy()
     if not columns or not len(clusters):
         return Frontier(axis, (), left_out, resamples, seed)
+    if run.info.get("adaptive"):
+        return _adaptive_frontier(run, axis, costs, left_out, (resamples, seed))
     scores = np.column_stack(list(columns.values()))
     cost = np.array(list(costs.values()))
     penalty = cost if axis in LESS_IS_BETTER else 1 / cost
@@ -243,6 +248,45 @@ def frontier(
         for i, name in enumerate(columns)
     )
     return Frontier(axis, points, left_out, resamples, seed)
+
+
+def _adaptive_frontier(
+    run: Run,
+    axis: MeasuredAxis,
+    costs: Mapping[str, float],
+    left_out: Mapping[str, str],
+    draws: tuple[int, int],
+) -> Frontier:
+    """Differences to the parent in the place of scores; ``draws`` are their number and the seed."""
+    resamples, seed = draws
+    rng = np.random.default_rng(seed)
+    quality, drawn = [], []
+    for name in costs:
+        stops = stops_of(run, name)
+        scored = pair(run, name).scored
+        base = float(scored["baseline_score"].mean())
+        if stops is None:  # the parent, or a variant that was asked everything
+            change = float((scored["variant_score"] - scored["baseline_score"]).mean())
+            quality.append(base + change)
+            drawn.append(np.full(resamples, change))
+            continue
+        strata = Strata(scored, stops)
+        names = strata.within(None)
+        quality.append(_parent_accuracy(run) + strata.result(names, 0.90).mean)
+        drawn.append(strata.draws(rng, resamples))
+    cost = np.array(list(costs.values()))
+    penalty = cost if axis in LESS_IS_BETTER else 1 / cost
+    on = stats.pareto(penalty, np.array(quality))
+    share = np.mean([stats.pareto(penalty, row) for row in np.column_stack(drawn)], axis=0)
+    points = tuple(
+        Point(name, costs[name], quality[i], bool(on[i]), float(share[i]))
+        for i, name in enumerate(costs)
+    )
+    return Frontier(axis, points, left_out, resamples, seed)
+
+
+def _parent_accuracy(run: Run) -> float:
+    return float(pair(run, run.parent).scored["variant_score"].mean())
 
 
 def price_frontier(decode: Frontier, price_per_hour: float) -> Frontier:
@@ -292,7 +336,7 @@ def _candidate(comparison: Comparison, size: int, plan: RecommendPlan) -> Candid
     elif not _keeps(overall, plan.margin_pp):
         reasons.append(_loss(overall, "overall it", plan.margin_pp))
     for name, result in comparison.slices.items():
-        if result.items < plan.min_items:
+        if result.size < plan.min_items:
             advisory.append(name)
         elif not _keeps(result, plan.slice_margin_pp):
             reasons.append(_loss(result, name, plan.slice_margin_pp))

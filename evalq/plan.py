@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from evalq.schema import (
 )
 
 __all__ = [
+    "AdaptivePlan",
     "CalibrationPlan",
     "ControlPlan",
     "CostPlan",
@@ -229,6 +231,31 @@ class RecommendPlan(_Section):
     confidence: float = Field(0.90, gt=0.5, lt=1)
 
 
+class AdaptivePlan(_Section):
+    """Stop asking a slice as soon as its comparison with the parent is decided.
+
+    The parent answers every item; a variant is asked them in a seeded order, until an interval that
+    holds at any stopping time lies above -margin or below it, at the confidence of ``recommend``.
+
+    Args:
+        enabled: off unless asked for.
+        margin_pp: accuracy points that a slice may lose; ``None``: ``recommend.slice_margin_pp``.
+        slices: margins of slices that differ, by name or pattern (``math/*``); the first that
+            matches counts.
+    """
+
+    enabled: bool = False
+    margin_pp: float | None = Field(None, gt=0, lt=100)
+    slices: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("slices")
+    @classmethod
+    def _margins_are_points(cls, value: dict[str, float]) -> dict[str, float]:
+        if not all(0 < margin < 100 for margin in value.values()):
+            raise ValueError("a margin is in accuracy points, above 0 and below 100")
+        return value
+
+
 class Plan(_Section):
     """A whole run.
 
@@ -256,15 +283,28 @@ class Plan(_Section):
     cost: CostPlan = CostPlan()
     engine: EnginePlan = EnginePlan()
     recommend: RecommendPlan = RecommendPlan()
+    adaptive: AdaptivePlan = AdaptivePlan()
     seed: int = 0
     allow_code: bool = False
     out: str = ""
+
+    def stop_margin(self, slice_: str) -> float:
+        """The margin, in accuracy (0 to 1), that an adaptive run decides a slice by."""
+        own = self.adaptive.margin_pp
+        points = self.recommend.slice_margin_pp if own is None else own
+        for pattern, margin in self.adaptive.slices.items():
+            if fnmatch.fnmatchcase(slice_, pattern):
+                points = margin
+                break
+        return points / 100
 
     @property
     def hash(self) -> str:
         """Identity of what is measured: not its name, where it goes, consent or prices."""
         data = self.model_dump(mode="json", exclude={"out", "name", "allow_code"})
         del data["cost"]["price_per_hour"]
+        if not self.adaptive.enabled:
+            del data["adaptive"]
         return content_hash(data)
 
 

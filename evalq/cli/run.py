@@ -77,6 +77,16 @@ def command(
             help="Run Python of task files and scorers, and what models write (sandboxed).",
         ),
     ] = False,
+    adaptive: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive", help="Stop asking a slice once its comparison to the parent is decided."
+        ),
+    ] = False,
+    margin_pp: Annotated[
+        float | None,
+        typer.Option(help="With --adaptive: accuracy points that a slice may lose; 5 by default."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; auto by default.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; auto by default.")
@@ -95,6 +105,7 @@ def command(
     Example: evalq run --parent smollm2 --variant gptq:4 --suite math --data-dir data --limit 100
     """
     from evalq.cli._progress import terminal_progress
+    from evalq.errors import PlanError
     from evalq.plan import parse_variant
     from evalq.run import resolve_plan, run_plan
 
@@ -113,6 +124,8 @@ def command(
         "calibration.source": calibration,
         "calibration.allow_overlap": allow_overlap or None,
         "allow_code": allow_code or None,
+        "adaptive.enabled": adaptive or None,
+        "adaptive.margin_pp": margin_pp,
         "engine.device": device,
         "engine.dtype": dtype,
         "engine.threads": threads,
@@ -120,6 +133,8 @@ def command(
         "cost.price_per_hour": price,
     }
     resolved = resolve_plan(_merged(plan, flags), str(plan) if plan else "command line")
+    if margin_pp is not None and not resolved.adaptive.enabled:
+        raise PlanError("--margin-pp goes with --adaptive", hint="Give both, or neither.")
     typed = shlex.join(["evalq", *sys.argv[1:]])
     with terminal_progress(quiet or json_output) as progress:
         path = run_plan(resolved, progress, typed)

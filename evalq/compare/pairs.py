@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from evalq.compare.adaptive import stops_of
 from evalq.compare.runs import Run
 from evalq.errors import ComparisonError
 
@@ -50,6 +51,9 @@ class Pairs:
 def pair(run: Run, variant: str, baseline: str = "parent") -> Pairs:
     """Pair the records of two variants by (task, item, filter).
 
+    In an adaptive run a variant was asked some of the items; the pairs are then of those that both
+    were asked.
+
     Raises:
         ComparisonError: no such variant; an item on one side only, or twice; prompts, targets,
             metrics or units that differ; an item with neither a score nor a likelihood. The task
@@ -60,7 +64,15 @@ def pair(run: Run, variant: str, baseline: str = "parent") -> Pairs:
     ours, theirs = run.rows.get(variant, empty), run.rows.get(baseline, empty)
     for label, rows in ((variant, ours), (baseline, theirs)):
         _check_unique(run, label, rows)
-    _check_same_items(run, (variant, ours), (baseline, theirs))
+    stops = stops_of(run, variant, baseline)
+    if stops is None:
+        _check_same_items(run, (variant, ours), (baseline, theirs))
+    else:
+        for label, rows in ((variant, ours), (baseline, theirs)):
+            _check_stops(run, label, rows)
+        common = np.intersect1d(run.keys[ours], run.keys[theirs])
+        ours = ours[np.isin(run.keys[ours], common)]
+        theirs = theirs[np.isin(run.keys[theirs], common)]
     for column, word in (("prompt_hash", "prompts"), ("target_hash", "targets")):
         codes = run.hashes[column]
         _refuse(run, variant, baseline, ours, codes[ours] != codes[theirs], f"the {word} differ")
@@ -135,4 +147,21 @@ def _check_same_items(run: Run, variant: tuple[str, Rows], baseline: tuple[str, 
                 hint="The run is not finished: run the same command again."
                 if not run.finished
                 else "Only variants that were asked the same items can be compared.",
+            )
+
+
+def _check_stops(run: Run, label: str, rows: Rows) -> None:
+    """Refuse records of an adaptive variant that are not those that run.json counts."""
+    stops = stops_of(run, label)
+    if stops is None:
+        return
+    mine = run.items.iloc[rows]
+    counts = mine[mine["score"].notna()]["slice"].astype(str).value_counts()
+    for name, stop in stops.items():
+        found = int(counts.get(name, 0))
+        if found != stop["used"]:
+            raise ComparisonError(
+                f"{label!r} has {found} records of slice {name!r}, and run.json counts "
+                f"{stop['used']} that were asked",
+                hint="The table or run.json was changed: run the plan again.",
             )

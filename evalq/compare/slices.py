@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from evalq import stats
+from evalq.compare.adaptive import METHOD, Strata, stops_of
 from evalq.compare.pairs import Pairs, pair
 from evalq.compare.runs import Run
 from evalq.errors import StatisticsError
@@ -47,6 +48,9 @@ class SliceResult:
         confidence: of ``ci``.
         method: the interval's name.
         warnings: what to keep in mind.
+        planned: of an adaptive run: the items that the slice has, of which ``items`` were asked;
+            accuracies then weigh its parts by these, a cluster counts as one, and ``ci`` and the
+            p-values hold whenever one stops. ``None`` for other runs.
     """
 
     slice: str
@@ -65,6 +69,12 @@ class SliceResult:
     confidence: float
     method: str
     warnings: tuple[str, ...]
+    planned: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Items that the slice has, asked or not: what a least number of items is held against."""
+        return self.items if self.planned is None else self.planned
 
     @property
     def significant(self) -> bool:
@@ -91,6 +101,7 @@ class SliceResult:
             "lost": self.lost,
             "gained": self.gained,
             "p_worse": self.p_worse,
+            **({} if self.planned is None else {"planned": self.planned}),
         }
 
 
@@ -139,7 +150,7 @@ class Comparison:
 
     def worst(self, min_items: int = 1) -> SliceResult | None:
         """The leaf of at least ``min_items`` items that lost most."""
-        eligible = [s for s in self.leaves if s.items >= min_items]
+        eligible = [s for s in self.leaves if s.size >= min_items]
         return min(eligible, key=lambda s: (s.delta, s.slice), default=None)
 
 
@@ -159,7 +170,12 @@ def compare(
     level = run.recommend.confidence if confidence is None else confidence
     pairs = pair(run, variant, baseline)
     scored, likely = pairs.scored, pairs.likelihoods
-    results = {n: slice_result(n, f, leaf, level) for n, f, leaf in _by_slice(scored)}
+    stops = stops_of(run, pairs.variant, pairs.baseline)
+    if stops is None or pairs.variant == pairs.baseline:
+        results = {n: slice_result(n, f, leaf, level) for n, f, leaf in _by_slice(scored)}
+    else:
+        strata = Strata(scored, stops)
+        results = {n: _adaptive(n, f, leaf, level, strata) for n, f, leaf in _by_slice(scored)}
     overall = results.pop(OVERALL, None)
     return Comparison(
         variant=pairs.variant,
@@ -236,6 +252,35 @@ def slice_result(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) 
         confidence=confidence,
         method="" if result is None else result.method,
         warnings=warnings,
+    )
+
+
+def _adaptive(
+    name: str, frame: pd.DataFrame, leaf: bool, confidence: float, strata: Strata
+) -> SliceResult:
+    """The effect on a slice of an adaptive run; ``frame`` holds the items that were asked."""
+    names = strata.within(None if name == OVERALL else name)
+    difference = (frame["variant_score"] - frame["baseline_score"]).to_numpy(dtype=float)
+    found = strata.result(names, confidence)
+    base = strata.baseline(names)
+    return SliceResult(
+        slice=name,
+        leaf=leaf,
+        items=len(frame),
+        clusters=found.units,
+        accuracy=base + found.mean,
+        parent_accuracy=base,
+        delta=found.mean,
+        ci=found.ci,
+        lost=int((difference < 0).sum()),
+        gained=int((difference > 0).sum()),
+        p_worse=found.p_worse,
+        p_holm=None,
+        p_two_sided_midp=None,
+        confidence=confidence,
+        method=METHOD,
+        warnings=(),
+        planned=strata.planned(names),
     )
 
 

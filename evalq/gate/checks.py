@@ -180,10 +180,9 @@ def _on_slice(
         raise StatisticsError(f"slice {place[0]!r} has no margin")
     check = _accuracy(case, result, rule.margin, rule.role, place)
     check = replace(check, holm=rule.holm)
-    if result.items < rule.min_items and rule.role != "advisory":
+    if result.size < rule.min_items and rule.role != "advisory":
         note = (
-            f"{result.items} items, fewer than min_items {rule.min_items}: "
-            f"advisory, not {rule.role}"
+            f"{result.size} items, fewer than min_items {rule.min_items}: advisory, not {rule.role}"
         )
         check = replace(check, role="advisory", notes=(*check.notes, note))
     return check
@@ -219,6 +218,11 @@ def judge_accuracy(
     found = result.verdict(margin)
     verdict: Decision = found.verdict
     notes = list(result.warnings)
+    if result.planned is not None:
+        notes.append(
+            f"adaptive: {result.items} of {result.planned} items asked; the interval holds at any "
+            "stopping time"
+        )
     if result.ci is None:
         verdict = "not certified"
     elif verdict == "pass" and result.parent_accuracy <= margin:
@@ -256,6 +260,8 @@ def judge_accuracy(
 
 def _needed(case: Case, result: SliceResult, margin: float, slice_: str | None) -> int | None:
     rate = (result.lost + result.gained) / result.items
+    if result.planned is not None:  # another rule stops such a run, and other intervals judge it
+        return None
     if rate < abs(result.delta) or margin >= 1:
         return None
     effect = evidence.design_effect_of(case.comparison, slice_)
@@ -297,7 +303,7 @@ def _required(case: Case, judged: Mapping[str, ResolvedRule]) -> Iterator[Check]
     for index, name in enumerate(case.loaded.policy.require):
         result = case.comparison.slices.get(name)
         likely = case.comparison.perplexity.get(name)
-        count = result.items if result else likely.items if likely else 0
+        count = result.size if result else likely.items if likely else 0
         if not count and name in present:
             count = int((suites[mine] == name).sum())
         need = judged[name].min_items if name in judged else 1

@@ -17,6 +17,7 @@ import pandas as pd
 
 from evalq import stats
 from evalq.compare import Run, compare
+from evalq.compare.adaptive import stops_of
 from evalq.errors import ComparisonError, StoreError, nearest
 from evalq.gate.checks import Case, checks_of, slices_of
 from evalq.gate.evidence import noise_floor
@@ -150,6 +151,11 @@ def gate(
             "No negative control: the parent was not run against itself, so nothing here is "
             "measured against the noise floor."
         )
+    if run.info.get("adaptive"):
+        notes.append(
+            "The run was adaptive: slices stopped as soon as they were decided. Their intervals "
+            "and p-values hold at any stopping time."
+        )
     if variant is None and len(results) > 1:
         notes.append("Each variant is judged as a release of its own; the worst verdict counts.")
     return GateResult(
@@ -234,4 +240,8 @@ def _join(run: Run, label: str, baseline: Run, other: str) -> tuple[Run, str]:
             items[column] = items[column].astype("category")
     entry = {**baseline.variant_info(other), "name": against}
     info = {**run.info, "variants": [*run.info["variants"], entry]}
+    stops = stops_of(baseline, other)
+    if stops is not None:
+        own = (run.info.get("adaptive") or {}).get("variants") or {}
+        info["adaptive"] = {**(run.info.get("adaptive") or {}), "variants": {**own, against: stops}}
     return Run(run.path, info, items, run.fidelity, run.costs), against

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from evalq.report.adaptive import adaptive_rows
 from evalq.report.charts import cliff_panels, kl_chart, legend
 from evalq.report.flips import FlipPack
 from evalq.report.frames import ReportData
@@ -125,4 +126,5 @@ def page(data: ReportData, pack: FlipPack) -> str:
         warnings=[visible(w) for w in data.warnings],
         plan=data.run.recommend,
         perplexity=perplexity_rows(data),
+        adaptive=adaptive_rows(data),
     )

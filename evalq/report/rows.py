@@ -43,11 +43,15 @@ def _shade(delta: float) -> float:
     return min(1.0, math.sqrt(abs(delta) / 0.4))
 
 
+def _of(result: SliceResult) -> str:
+    return "" if result.planned is None else f" asked ({result.planned} planned)"
+
+
 def _cell(variant: str, result: SliceResult) -> dict[str, Any]:
     title = (
         f"{variant} on {result.slice}: {pp(result.delta)} ({interval_text(result.ci)}), accuracy "
         f"{100 * result.accuracy:.1f} %, {result.lost} lost, {result.gained} gained of "
-        f"{result.items}, p worse {p_text(result.p_worse)}"
+        f"{result.items}{_of(result)}, p worse {p_text(result.p_worse)}"
         + (f", Holm {p_text(result.p_holm)}" if result.p_holm is not None else "")
     )
     return {

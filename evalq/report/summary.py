@@ -89,6 +89,7 @@ def summary(data: ReportData) -> dict[str, Any]:
         },
         "machine": info.get("machine"),
         "suites": info.get("suites"),
+        **({"adaptive": info["adaptive"]} if info.get("adaptive") else {}),
         "variants": [_variant(data, name) for name in data.run.variants],
         "recommended": {
             "variant": data.recommendation.variant,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evalq.report.adaptive import adaptive_limits, saved_text
 from evalq.report.frames import ReportData
 from evalq.report.text import bytes_text, interval_text, pp
 
@@ -58,6 +59,9 @@ def banners(data: ReportData) -> list[str]:
     out = []
     if not data.run.finished:
         out.append("This run is not finished. Only what was done so far is shown.")
+    saved = saved_text(data)
+    if saved:
+        out.append(saved)
     if parent.get("demonstration"):
         out.append(
             "The parent is evalq's built-in demonstration model: a few million parameters, trained "
@@ -82,11 +86,16 @@ def limits(data: ReportData) -> list[str]:
     """How it was measured and what that leaves open."""
     plan = data.run.recommend
     level = f"{100 * plan.confidence:g} %"
-    out = [
+    adaptive = adaptive_limits(data)
+    out = adaptive or [
         "Every variant was asked the same items as the parent; pairs are matched by the hashes of "
         "prompt and target, and any difference is refused.",
         f"Intervals are two-sided at {level}: Tango's score interval for right-or-wrong items, and "
         "cluster-robust means with t(G−1) where items share a document or the metric is graded.",
+        f"The probability of being on the frontier comes from {data.frontiers['bytes'].resamples} "
+        "joint resamplings of the items; costs are taken as known.",
+    ]
+    out += [
         "A tier is recommended by non-inferiority: the lower bound of its change is above "
         f"−{plan.margin_pp:g} pp overall and above −{plan.slice_margin_pp:g} pp on every slice of "
         f"at least {plan.min_items} items. No verdict rests on a point estimate.",
@@ -94,8 +103,6 @@ def limits(data: ReportData) -> list[str]:
         "Stars in the heat map are Holm-adjusted over the most specific slices, for each variant "
         "by itself; the worst slice is picked after the fact, so its loss is on average "
         "overstated.",
-        f"The probability of being on the frontier comes from {data.frontiers['bytes'].resamples} "
-        "joint resamplings of the items; costs are taken as known.",
     ]
     if data.control is not None:
         kl = data.control.kl_mean

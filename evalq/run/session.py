@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evalq.adaptive import Rule, evaluate_adaptively
 from evalq.errors import PlanError, StoreError
 from evalq.evaluate import evaluate, fault_warnings, refuse_unscorable
 from evalq.fidelity import ParentPass, compare_to_parent, run_parent
@@ -66,6 +67,7 @@ class _Session:
     tasks: Sequence[BuiltTask] = ()
     parent_pass: ParentPass | None = None
     text_key: str = ""
+    parent_items: Sequence[ItemRecord] = ()
     items: list[ItemRecord] = field(default_factory=list)
     fidelity: list[FidelityRecord] = field(default_factory=list)
 
@@ -267,6 +269,7 @@ def _with_parent(session: _Session, parent: LoadedModel, inputs: Inputs) -> list
         engine, PARENT, parent.hash, session.tasks, session.journal, session.progress
     )
     refuse_unscorable(answered)
+    session.parent_items = answered
     session.items += answered
     if inputs.text is not None:
         session.info["fidelity"] = {
@@ -303,6 +306,20 @@ def _artifacts(session: _Session, parent: LoadedModel, inputs: Inputs) -> list[_
     return made
 
 
+def _ask(session: _Session, engine: Engine, label: str, identity: str) -> None:
+    """Append the records of what is not the parent; an adaptive run says where it stopped."""
+    plan = session.plan
+    given = (engine, label, identity, session.tasks, session.journal)
+    if not plan.adaptive.enabled:
+        session.items += evaluate(*given, session.progress)
+        return
+    rule = Rule(plan.stop_margin, plan.recommend.confidence, plan.seed)
+    records, stops = evaluate_adaptively(*given, session.parent_items, rule, session.progress)
+    session.items += records
+    adaptive = session.info.setdefault("adaptive", {"confidence": rule.confidence, "variants": {}})
+    adaptive["variants"][label] = stops
+
+
 def _fidelity_of(session: _Session, label: str, key: str, model: LoadedModel) -> None:
     """Append fidelity records of one variant, from its part file where that is there."""
     if session.parent_pass is None:
@@ -331,9 +348,7 @@ def _with_variant(session: _Session, made: _Made) -> dict[str, Any]:
     model.kv_bits = made.plan.kv_bits
     identity = made.identity(model.hash)
     engine = _engine(model, plan.engine)
-    session.items += evaluate(
-        engine, label, identity, session.tasks, session.journal, session.progress
-    )
+    _ask(session, engine, label, identity)
     _fidelity_of(session, label, content_hash([label, identity]), model)
     row = _variant_row(made, model)
     # What is said of the whole run is not said again of every variant.
@@ -358,9 +373,7 @@ def _with_control(session: _Session, parent_hash: str) -> dict[str, Any]:
     else:
         benign = plan.engine.model_copy(update={"batch_tokens": _half(plan)})
     engine = _engine(model, benign)
-    session.items += evaluate(
-        engine, CONTROL, parent_hash, session.tasks, session.journal, session.progress
-    )
+    _ask(session, engine, CONTROL, parent_hash)
     _fidelity_of(session, CONTROL, content_hash([CONTROL, parent_hash, other, used]), model)
     return {
         "variant": CONTROL,

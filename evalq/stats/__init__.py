@@ -4,6 +4,7 @@ Everything is paired: the same items are answered by the parent and by the varia
 this costs no statsmodels; functions that need it import it when they run.
 """
 
+from evalq.stats.anytime import AnytimeResult, Evidence, anytime, decided, evidence, pooled_anytime
 from evalq.stats.clusters import (
     Distribution,
     MeanResult,
@@ -49,9 +50,11 @@ from evalq.stats.proportion import wilson
 from evalq.stats.sequential import Monitoring, flip_e_value, monitor, noninferiority_log_e
 
 __all__ = [
+    "AnytimeResult",
     "ChiSquare",
     "Distribution",
     "Equivalence",
+    "Evidence",
     "MeanResult",
     "Monitoring",
     "Outcome",
@@ -59,13 +62,16 @@ __all__ = [
     "Settling",
     "Shrunken",
     "Verdict",
+    "anytime",
     "benjamini_hochberg",
     "clustered_mean",
     "clustered_tango",
+    "decided",
     "design_effect",
     "detectable_margin",
     "distribution",
     "equivalence",
+    "evidence",
     "flip_e_value",
     "frontier_probability",
     "holm",
@@ -83,6 +89,7 @@ __all__ = [
     "pareto",
     "perplexity_ratio",
     "planned_power",
+    "pooled_anytime",
     "relative_margin",
     "shrink",
     "sign_flip_test",

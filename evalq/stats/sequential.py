@@ -23,6 +23,10 @@ __all__ = ["Monitoring", "flip_e_value", "flip_log_e", "monitor", "noninferiorit
 
 Floats = NDArray[np.float64]
 
+BETS = np.geomspace(0.01, 0.95, 20)
+"""Shares of the largest bet that cannot ruin; evenly spread on a log scale, as small bets suit many
+flips and large ones few."""
+
 
 @dataclass(frozen=True, slots=True)
 class Monitoring:
@@ -99,8 +103,7 @@ def noninferiority_log_e(differences: ArrayLike, margin: float) -> Floats:
     inside(margin, 0, 1, "margin")
     if np.abs(values).max() > 1:
         raise StatisticsError("differences must lie in [-1, 1], as accuracies do")
-    # Bets spread evenly on a log scale: small ones suit many flips, large ones few.
-    bets = np.geomspace(0.01, 0.95, 20) / (1 - margin)
+    bets = BETS / (1 - margin)
     wealth = np.zeros(len(bets))
     out = np.empty(values.size)
     for start in range(0, values.size, 8192):

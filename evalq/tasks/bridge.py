@@ -8,9 +8,9 @@ answers go back into lm-eval's own filters and metrics. Hashes are taken as
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from evalq.schema import Request, Response
 from evalq.tasks.items import Identity, Item, ItemScore, describe_item
 from evalq.tasks.load import LoadedTask, compiled_templates, load_task, quiet, seeded
 from evalq.tasks.prompts import PromptSettings
-from evalq.tasks.requests import to_requests
+from evalq.tasks.requests import as_lm_eval, to_requests
 from evalq.tasks.scoring import (
     FAULT,
     choose_filter,
     choose_metric,
     chosen,
     metrics_json,
+    missing_package,
     read_score,
 )
 from evalq.tasks.suites import Suite, SuiteTask, load_suite
@@ -73,6 +74,28 @@ class BuiltTask:
         """Hashes of the documents that are evaluated, to tell calibration text from test items."""
         return frozenset(item.doc_hash for item in self.items)
 
+    def subset(self, positions: Collection[int]) -> tuple[BuiltTask, list[int]]:
+        """The task with some of its items, and the places of their requests in ``requests``.
+
+        Args:
+            positions: of the items, in ``items``.
+        """
+        documents = list(dict.fromkeys(i.doc_id for i in self.task.instances))
+        kept = {documents[p] for p in positions}
+        places: list[int] = []
+        at = 0
+        for instance in self.task.instances:
+            if instance.doc_id in kept:
+                places += range(at, at + instance.repeats)
+            at += instance.repeats
+        part = copy(self.task)
+        part._instances = [i for i in self.task.instances if i.doc_id in kept]
+        chosen = set(positions)
+        items = tuple(item for p, item in enumerate(self.items) if p in chosen)
+        return replace(
+            self, items=items, requests=[self.requests[p] for p in places], task=part
+        ), places
+
     def records(self, responses: Sequence[Response]) -> list[ItemScore]:
         """Score the answers to ``requests`` by lm-eval's own filters and metrics.
 
@@ -106,7 +129,7 @@ class BuiltTask:
             self.task.apply_filters()
             return {}
         except ImportError as error:
-            raise _missing(self.name, error) from error
+            raise missing_package(self.name, error) from error
         except Exception as error:  # a filter is task code: it may raise on what it did not foresee
             if not self._generates:
                 raise TaskError(f"task {self.name!r}: a filter fails: {error!r}") from error
@@ -130,7 +153,7 @@ class BuiltTask:
                 doc, [instance.filtered_resps[self.filter] for instance in instances]
             )
         except ImportError as error:
-            raise _missing(self.name, error) from error
+            raise missing_package(self.name, error) from error
         except Exception as error:  # task code may raise anything on an answer it did not foresee
             if not self._generates:
                 raise TaskError(f"{label}: lm-eval could not score it: {error!r}") from error
@@ -154,7 +177,7 @@ class BuiltTask:
             asked = self.requests[position : position + instance.repeats]
             position += instance.repeats
             instance.resps = [
-                _as_lm_eval(q, r, self.name) for q, r in zip(asked, taken, strict=True)
+                as_lm_eval(q, r, self.name) for q, r in zip(asked, taken, strict=True)
             ]
             instance.filtered_resps = {}
             by_doc.setdefault(instance.doc_id, []).extend(taken)
@@ -197,29 +220,6 @@ class BuiltTask:
         if self.task.OUTPUT_TYPE == "multiple_choice":
             return chosen(self.metric, self.task.doc_to_choice(doc), answers)
         return answers[0].text
-
-
-def _missing(task: str, error: ImportError) -> TaskError:
-    return TaskError(
-        f"task {task!r} cannot be scored: {error}",
-        hint=f"pip install {error.name}" if error.name else "",
-    )
-
-
-def _as_lm_eval(request: Request, response: Response, task: str) -> Any:
-    """A response in the form that lm-eval's models return."""
-    if request.kind == "generate_until":
-        return response.text
-    logprob = response.logprob
-    if logprob is None or math.isnan(logprob):
-        raise TaskError(
-            f"task {task!r}: the engine gave log-probability {logprob} for a {request.kind} request"
-        )
-    if request.kind == "loglikelihood_rolling":
-        return logprob
-    if response.greedy is None:
-        raise TaskError(f"task {task!r}: the engine does not say whether an answer is greedy")
-    return (logprob, response.greedy)
 
 
 def build(

@@ -1,14 +1,15 @@
-"""lm-eval's instances as evalq's requests."""
+"""lm-eval's instances as evalq's requests, and evalq's responses as lm-eval's."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evalq.errors import TaskError
-from evalq.schema import Request
+from evalq.schema import Request, Response
 
-__all__ = ["to_requests"]
+__all__ = ["as_lm_eval", "to_requests"]
 
 _TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """In lm-eval's order of precedence."""
@@ -90,3 +91,23 @@ def _generate(context: str, settings: Mapping[str, Any], repeats: int, task: str
         )
         for index in range(repeats)
     ]
+
+
+def as_lm_eval(request: Request, response: Response, task: str) -> Any:
+    """A response in the form that lm-eval's models return.
+
+    Raises:
+        TaskError: a log-probability that is missing or NaN, or nothing said of greediness.
+    """
+    if request.kind == "generate_until":
+        return response.text
+    logprob = response.logprob
+    if logprob is None or math.isnan(logprob):
+        raise TaskError(
+            f"task {task!r}: the engine gave log-probability {logprob} for a {request.kind} request"
+        )
+    if request.kind == "loglikelihood_rolling":
+        return logprob
+    if response.greedy is None:
+        raise TaskError(f"task {task!r}: the engine does not say whether an answer is greedy")
+    return (logprob, response.greedy)

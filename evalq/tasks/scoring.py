@@ -24,6 +24,7 @@ __all__ = [
     "choose_metric",
     "chosen",
     "metrics_json",
+    "missing_package",
 ]
 
 FAULT = "fault"
@@ -148,3 +149,11 @@ def chosen(metric: str, choices: Sequence[str], responses: Sequence[Response]) -
     elif metric == "acc_mutual_info":
         own = own - scores[len(choices) :]
     return str(choices[int(np.argmax(own))])
+
+
+def missing_package(task: str, error: ImportError) -> TaskError:
+    """The error for a task that cannot be built or scored without a package, which it names."""
+    return TaskError(
+        f"task {task!r} needs a package that is not installed: {error}",
+        hint=f"pip install {error.name}" if error.name else "",
+    )
