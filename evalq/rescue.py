@@ -26,7 +26,9 @@ from evalq.compare import Run, SliceResult, compare, load_run, pair, slice_resul
 from evalq.errors import EvalqError, PlanError, nearest
 from evalq.plan import CalibrationPlan, Plan, VariantPlan, parse_plan
 from evalq.progress import NullProgress, Progress, layer_steps
+from evalq.quantize.config import skipped_parts
 from evalq.run import run_plan
+from evalq.tasks.slices import in_slice
 
 if TYPE_CHECKING:
     from evalq.models.base import LoadedModel
@@ -161,7 +163,7 @@ def rescue(request: RescueRequest, progress: Progress | None = None) -> Rescue:
     size = next(int(v["bytes"]) for v in run.info["variants"] if v["name"] == request.variant)
     if before.verdict(margin).verdict == "pass":
         return Rescue(request.variant, request.slice, margin, before, size, False)
-    trial_plan = _trial_plan(request, plan, variant, progress)
+    trial_plan = _trial_plan(request, run, plan, variant, progress)
     directory = run_plan(trial_plan, progress, command="evalq rescue")
     measured = load_run(directory)
     trials = tuple(_trial(measured, request, v.label, plan) for v in trial_plan.variants)
@@ -203,10 +205,6 @@ def _slice_of(run: Run, request: RescueRequest) -> SliceResult:
     return found
 
 
-def _belongs(name: str, slice_name: str) -> bool:
-    return name == slice_name or name.startswith(f"{slice_name}/")
-
-
 def _suites_of_slice(suites: Sequence[str], slice_name: str) -> list[tuple[str, list[SuiteTask]]]:
     """Each suite that has tasks of the slice, as a name that picks nothing, with those tasks."""
     from evalq.tasks import load_suite
@@ -214,7 +212,7 @@ def _suites_of_slice(suites: Sequence[str], slice_name: str) -> list[tuple[str, 
     found = []
     for name in suites:
         whole = name if Path(name).is_file() else name.partition(":")[0]
-        tasks = [t for t in load_suite(name).tasks if _belongs(t.slice, slice_name)]
+        tasks = [t for t in load_suite(name).tasks if in_slice(t.slice, slice_name)]
         if tasks:
             found.append((whole, tasks))
     return found
@@ -225,7 +223,7 @@ def _picked(chosen: Sequence[tuple[str, list[SuiteTask]]]) -> tuple[str, ...]:
 
 
 def _trial_plan(
-    request: RescueRequest, plan: Plan, variant: VariantPlan, progress: Progress
+    request: RescueRequest, run: Run, plan: Plan, variant: VariantPlan, progress: Progress
 ) -> Plan:
     """The plan that measures the variant and its trials on the slice alone."""
     from evalq.models.load import load_parent
@@ -242,7 +240,7 @@ def _trial_plan(
     parent = load_parent(plan.parent, plan.engine)
     _check_budget(request, variant, parent)
     calibration, units = _look_at_slice(request, plan, variant, chosen, parent, progress)
-    made = [_as_it_was(request), *_budgets(request, variant, units)]
+    made = [_as_it_was(request, run), *_budgets(request, variant, units)]
     label = f"{request.variant}-{request.slice}".replace("/", "-")
     if not request.targeted:
         label += "-untargeted"
@@ -262,9 +260,9 @@ def _trial_plan(
     return parse_plan(changed, "rescue")
 
 
-def _as_it_was(request: RescueRequest) -> VariantPlan:
+def _as_it_was(request: RescueRequest, run: Run) -> VariantPlan:
     """The failing variant's own artifact, to be asked the same items as the trials."""
-    rows = load_run(request.run).info["variants"]
+    rows = run.info["variants"]
     path = next(str(v["path"]) for v in rows if v["name"] == request.variant)
     return VariantPlan(artifact=path, name=request.variant)
 
@@ -303,7 +301,7 @@ def _look_at_slice(
     ).tokens
     widths = [w for w in MIXED_WIDTHS if w >= variant.scheme.weights.bits]
     step = layer_steps(progress, "sensitivity of layers")
-    skip = [s.strip() for s in str(variant.options.get("skip", "")).split(",") if s.strip()]
+    skip = skipped_parts(variant.options)
     units = measure_sensitivity(parent.module, variant.scheme.weights, widths, tokens, skip, step)
     return mixed, units
 
@@ -376,6 +374,8 @@ def _budgets(
 
 def _trial(measured: Run, request: RescueRequest, label: str, plan: Plan) -> Trial:
     from evalq.artifacts.api import storage
+    from evalq.artifacts.files import read_json
+    from evalq.artifacts.identity import MANIFEST
 
     frame = pair(measured, label, "parent").scored
     if request.confirm:
@@ -387,7 +387,7 @@ def _trial(measured: Run, request: RescueRequest, label: str, plan: Plan) -> Tri
     level = plan.recommend.confidence
     row = next(v for v in measured.info["variants"] if v["name"] == label)
     stored = storage(Path(row["path"]))
-    manifest = json.loads((Path(row["path"]) / "evalq-manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(Path(row["path"]) / MANIFEST)
     widths: dict[int, int] = {}
     for layer in manifest["layers"]:
         bits = int(layer.get("bits") or manifest["scheme"]["bits"])

@@ -20,6 +20,7 @@ from benchmarks.quality import texts as stored
 from benchmarks.quality.artifacts import made, tensors
 from benchmarks.quality.evaluate import Judge
 from benchmarks.quality.rows import append, load
+from evalq.errors import EvalqError
 
 
 def row_of(out: Path, judge: Judge, parent: str) -> dict[str, Any]:
@@ -55,7 +56,11 @@ def main() -> None:
     while waiting:
         for out in [d for d in waiting if (d / "made.json").is_file()]:
             waiting.remove(out)
-            append(given.out, row_of(out, judge, str(texts.record["parent"])))
+            try:
+                append(given.out, row_of(out, judge, str(texts.record["parent"])))
+            except EvalqError as error:
+                # One peer's unreadable file must not cost the others theirs.
+                print(f"{out}: {error}")
         if time.monotonic() > end:
             break
         if waiting:

@@ -40,6 +40,9 @@ OURS = (
     Ours("awq+gptq", {"refine": 2}),
     Ours("gptq+kd", {"epochs": 2}),
     Ours("gptq+kd", {"epochs": 8}),
+    Ours("gptq+signround", {"rounding_steps": 200}),
+    Ours("gptq+signround+kd", {"rounding_steps": 200, "epochs": 4}),
+    Ours("gptq+signround+kd", {"rounding_steps": 600, "epochs": 8}),
 )
 
 

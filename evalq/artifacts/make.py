@@ -28,7 +28,7 @@ from evalq.artifacts.write import (
 from evalq.errors import ArtifactError, PlanError
 from evalq.quantize.api import quantize
 from evalq.quantize.calibration import Calibration, overlap_warning
-from evalq.quantize.config import METHODS, resolve_options
+from evalq.quantize.config import METHODS, resolve_options, skipped_parts
 from evalq.quantize.layerstore import LayerStore, in_use
 from evalq.quantize.linear import decoder_layers, linears, weight_shape
 from evalq.quantize.peak import PeakMemory
@@ -239,7 +239,7 @@ def _refuse_early(
     Raises:
         PlanError: as for ``Encoder.refuse``.
     """
-    skip = [part.strip() for part in str(options.get("skip", "")).split(",") if part.strip()]
+    skip = skipped_parts(options)
     name, layers = decoder_layers(module)
     for index, layer in enumerate(layers):
         for part, linear in linears(layer):

@@ -84,13 +84,14 @@ def _mixed(
     from evalq.artifacts.write import stored_types
     from evalq.errors import PlanError
     from evalq.progress import layer_steps
+    from evalq.quantize.config import skipped_parts
     from evalq.quantize.mixed import mixed_precision, target_of_bytes
 
     if target_bits is not None and max_bytes is not None:
         raise PlanError("--target-bits and --max-bytes both give a budget", hint="Give one.")
     if "layer_bits" in variant.options:
         raise PlanError("the option layer_bits sets widths already", hint="Leave the budget out.")
-    skip = [s.strip() for s in str(variant.options.get("skip", "")).split(",") if s.strip()]
+    skip = skipped_parts(variant.options)
     types = stored_types(parent.source.path, parent.module)
     budget = target_bits
     if budget is None:

@@ -118,6 +118,26 @@ class QuantizedWeight:
             centred = codes - self.zeros.to(torch.float32)[:, index]
         return (centred * self.scales.to(torch.float32)[:, index]).to(dtype)
 
+    def float_zeros(self) -> Tensor:
+        """Zeros as float32 ``[out, groups]``, whether they are stored or not."""
+        if self.zeros is not None:
+            return self.zeros.float()
+        middle = float(1 << (self.scheme.bits - 1))
+        return torch.full_like(self.scales, middle, dtype=torch.float32)
+
+    def with_codes(self, codes: Tensor) -> QuantizedWeight:
+        """The same weight with other codes: uint8 ``[out, in]``."""
+        return QuantizedWeight(codes, self.scales, self.zeros, self.scheme, self.shape)
+
+    def with_scales(self, scales: Tensor) -> QuantizedWeight:
+        """The same weight with other scales ``[out, groups]``, rounded to the dtype of its own.
+
+        They are kept positive and finite.
+        """
+        limits = torch.finfo(self.scales.dtype)
+        stored = scales.clamp(limits.tiny, limits.max).to(self.scales.dtype)
+        return QuantizedWeight(self.codes, stored, self.zeros, self.scheme, self.shape)
+
     def rows(self, start: int, stop: int) -> QuantizedWeight:
         """Output channels ``start`` to ``stop`` (not included) as a weight of their own."""
         zeros = None if self.zeros is None else self.zeros[start:stop]

@@ -160,7 +160,14 @@ def quantize(
         _run(job, module, layers_name, layers, calibration, device, progress, store)
     finally:
         parent.train(training)
-    details = _distill(job, module, calibration, progress) if chosen.distills else {}
+    details: dict[str, Any] = {}
+    if chosen.learns_rounding:
+        details["learned_rounding"] = {
+            name: {"before": before, "after": after}
+            for name, (before, after) in job.layer_errors.items()
+        }
+    if chosen.distills:
+        details |= _distill(job, module, calibration, progress)
     if module is not parent:
         job.dense = {**changed_tensors(parent, module, set(job.layers), stored), **job.dense}
     transposed = frozenset(
@@ -248,6 +255,8 @@ def _run(
         batch = max(1, int(job.options["batch_tokens"]) // calibration.length)
         stream = capture_inputs(module, layers, calibration.tokens, batch, device)
         stream.products = _products(job)
+        if job.method.learns_rounding:
+            stream.parent = list(stream.hidden)
         short = calibration.tokens[:1, :PROBE_TOKENS]
         probes = capture_inputs(module, layers, short, 1, device).calls[0]
     done = _restore(job, stream, store, device)
@@ -260,7 +269,7 @@ def _run(
         probe = probes[index] if probes else None
         quantize_decoder_layer(job, layer, name, index, stream, probe, device)
         if store is not None:
-            store.keep(index, job, None if stream is None else stream.hidden)
+            store.keep(index, job, None if stream is None else stream.states)
     if job.options["quantize_head"]:
         _quantize_head(job, module, layers, stream, calibration, batch)
     if progress:
@@ -275,7 +284,7 @@ def _restore(
         return 0
     store.restore(job)
     if stream is not None:
-        stream.hidden = [hidden.to(device, copy=True) for hidden in store.hidden()]
+        stream.take_up([state.to(device, copy=True) for state in store.hidden()])
     return store.finished
 
 

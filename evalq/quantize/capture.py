@@ -23,6 +23,7 @@ __all__ = [
     "Stream",
     "Trace",
     "advance",
+    "advance_parent",
     "capture_inputs",
     "head_inputs",
     "observe",
@@ -47,11 +48,25 @@ class Stream:
         hidden: per batch ``[samples, length, width]``, float32.
         calls: per batch, per layer.
         products: dtype of the layers' matrix products.
+        parent: per batch what the parent's own layers give, where a method looks at it.
     """
 
     hidden: list[Tensor]
     calls: list[list[LayerCall]]
     products: torch.dtype = torch.float32
+    parent: list[Tensor] | None = None
+
+    @property
+    def states(self) -> list[Tensor]:
+        """All that is on its way, in one list: the parent's hidden states behind the variant's."""
+        return [*self.hidden, *(self.parent or [])]
+
+    def take_up(self, states: list[Tensor]) -> None:
+        """Go on from what :attr:`states` was."""
+        batches = len(self.hidden)
+        self.hidden = states[:batches]
+        if self.parent is not None:
+            self.parent = states[batches:]
 
     @property
     def tokens(self) -> int:
@@ -210,6 +225,12 @@ class Replay:
         module.forward = forward
         self.settled.add(name)
 
+    def release(self, layer: nn.Module) -> None:
+        """Let every module of ``layer`` that was settled run again."""
+        for name in self.settled:
+            del layer.get_submodule(name).forward
+        self.settled.clear()
+
     def settle_finished(self, layer: nn.Module, finished: set[str]) -> None:
         """Settle every child of ``layer`` all of whose linear layers are in ``finished``."""
         for name, child in layer.named_children():
@@ -240,6 +261,20 @@ def observe(
                 run_layer(layer, hidden, stream.calls[number][index], stream.products)
             except StopPassError:
                 continue
+
+
+def advance_parent(layer: nn.Module, name: str, stream: Stream, index: int) -> list[Tensor]:
+    """Replace the parent's hidden states, which the stream must have, by the layer's outputs.
+
+    Raises:
+        NonFiniteError: a NaN or an infinity in them.
+    """
+    assert stream.parent is not None
+    for number, hidden in enumerate(stream.parent):
+        call = stream.calls[number][index]
+        stream.parent[number] = run_layer(layer, hidden, call, stream.products)
+        check_finite(f"the output of {name}", stream.parent[number])
+    return stream.parent
 
 
 def advance(layer: nn.Module, name: str, stream: Stream, index: int, replay: Replay) -> None:

@@ -67,6 +67,7 @@ class Method:
         options: what may be set, by name.
         folds: activation-aware scales are folded into the preceding norm or linear (AWQ).
         compensates: rounding errors are moved on to columns not yet rounded (GPTQ).
+        learns_rounding: the codes of each decoder layer are trained together on its output.
         distills: scales (and codes) are trained afterwards on the parent's distribution.
         smooths: the folded scales weigh activations, which are rounded too, against weights
             (SmoothQuant); it makes schemes with 8-bit activations only.
@@ -79,6 +80,7 @@ class Method:
     options: Mapping[str, Option] = field(default_factory=dict)
     folds: bool = False
     compensates: bool = False
+    learns_rounding: bool = False
     distills: bool = False
     smooths: bool = False
 
@@ -140,6 +142,12 @@ _DISTILL = {
     "windows": Option(4, "calibration windows a step of distillation", low=1),
     "scale_rate": Option(1e-3, "largest relative step of a scale", low=0.0, high=0.1),
     "code_rate": Option(0.0, "largest step of a code in levels; 0 trains scales alone", low=0.0),
+}
+
+_LEARNED_ROUNDING = {
+    "rounding_steps": Option(
+        200, "steps that train all codes and scales of a decoder layer on its output", low=1
+    ),
 }
 
 METHODS: Registry[Method] = Registry("method")
@@ -225,6 +233,32 @@ _register(
         distills=True,
     )
 )
+_register(
+    Method(
+        "gptq+signround",
+        "GPTQ, then rounding learned a decoder layer at a time (arXiv 2309.05516, 2102.05426)",
+        needs_calibration=True,
+        options={**_COMMON, **_DATA, **_GPTQ, **_LEARNED_ROUNDING},
+        compensates=True,
+        learns_rounding=True,
+    )
+)
+_register(
+    Method(
+        "gptq+signround+kd",
+        "GPTQ, learned rounding, then distilled scales: the most exact, and the slowest",
+        needs_calibration=True,
+        options={**_COMMON, **_DATA, **_GPTQ, **_LEARNED_ROUNDING, **_DISTILL},
+        compensates=True,
+        learns_rounding=True,
+        distills=True,
+    )
+)
+
+
+def skipped_parts(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The option ``skip``: a layer whose full name holds one of these parts stays as it is."""
+    return tuple(s.strip() for s in str(options.get("skip", "")).split(",") if s.strip())
 
 
 def resolve_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,6 +295,12 @@ def check_scheme(method: Method, scheme: Scheme) -> None:
         raise QuantizationError(
             f"{scheme.activation_bits} bits is not a width that activations are quantized to",
             hint="Use 8, or leave activations as they are.",
+        )
+    if method.learns_rounding and scheme.activation_bits is not None:
+        raise QuantizationError(
+            f"method {method.name!r} learns the rounding of weights under exact activations, and "
+            f"the scheme rounds them to {scheme.activation_bits} bits",
+            hint="Use smoothquant+gptq for 8-bit activations.",
         )
     if method.smooths and scheme.activation_bits is None:
         raise QuantizationError(

@@ -81,13 +81,7 @@ class _Tuned(nn.Module):
         self.size = group_size(weight.scheme, columns)
         self.top = float((1 << weight.scheme.bits) - 1)
         self.kept = weight
-        zeros = weight.zeros
-        middle = float(1 << (weight.scheme.bits - 1))
-        self.middle = (
-            torch.full_like(weight.scales, middle, dtype=torch.float32)
-            if zeros is None
-            else zeros.float()
-        ).unsqueeze(-1)
+        self.middle = weight.float_zeros().unsqueeze(-1)
         self.start = weight.scales.float()
         self.growth = nn.Parameter(torch.zeros_like(self.start))
         codes = weight.codes.reshape(rows, columns // self.size, self.size)
@@ -112,15 +106,8 @@ class _Tuned(nn.Module):
         """The layer as it would be stored."""
         kept = self.kept
         codes = self.codes.detach().float().round().clamp(0, self.top)
-        scales = self.scales().detach()
-        limits = torch.finfo(kept.scales.dtype)
-        return QuantizedWeight(
-            codes.to(torch.uint8).reshape(kept.shape),
-            scales.clamp(limits.tiny, limits.max).to(kept.scales.dtype),
-            kept.zeros,
-            kept.scheme,
-            kept.shape,
-        )
+        moved = kept.with_codes(codes.to(torch.uint8).reshape(kept.shape))
+        return moved.with_scales(self.scales().detach())
 
 
 class _Dequantize(torch.autograd.Function):
@@ -226,10 +213,8 @@ def distill(
         order = torch.randperm(tokens.shape[0], generator=generator)
         total = 0.0
         for chosen in torch.split(order, a_step):
-            for group in groups:
+            for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * _schedule(done, steps)
-            for ours, theirs in zip(optimizer.param_groups, groups, strict=True):
-                ours["lr"] = theirs["lr"]
             total += _step(student, head, tokens[chosen].to(device), targets, chosen, settings)
             torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], _LARGEST_NORM)
             optimizer.step()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evalq.kernels.packing import QuantizedWeight
-from evalq.quantize.config import Method
+from evalq.quantize.config import Method, skipped_parts
 from evalq.schema import WeightScheme
 
 __all__ = ["InputStatistics", "Job", "LayerReport"]
@@ -126,6 +126,8 @@ class Job:
         activation_bits: that inputs of quantized layers are rounded to, or ``None``.
         layer_bits: widths of single layers, by full name.
         layers, dense, reports, warnings, experts: results.
+        layer_errors: by decoder layer, the share of the output's mean square that is error, before
+            and after rounding was learned.
     """
 
     method: Method
@@ -142,7 +144,7 @@ class Job:
     reports: list[LayerReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     experts: list[str] = field(default_factory=list)
-
+    layer_errors: dict[str, tuple[float, float]] = field(default_factory=dict)
     repeated: dict[str, list[str]] = field(default_factory=dict)
 
     def warn(self, where: str, what: str) -> None:
@@ -166,7 +168,7 @@ class Job:
     @property
     def skip(self) -> tuple[str, ...]:
         """Parts of names of layers that stay as they are."""
-        return tuple(s.strip() for s in str(self.options["skip"]).split(",") if s.strip())
+        return skipped_parts(self.options)
 
     def skips(self, name: str) -> bool:
         """Whether the layer of that full name stays as it is because the user said so."""

@@ -132,6 +132,8 @@ class LayerStore:
             job.reports += [LayerReport(**report) for report in notes["reports"]]
             job.warnings += notes["warnings"]
             job.experts += notes["experts"]
+            for name, errors in notes["layer_errors"].items():
+                job.layer_errors[name] = (errors[0], errors[1])
             for what, names in notes["repeated"].items():
                 job.repeated.setdefault(what, []).extend(names)
         self._mark(job)
@@ -184,6 +186,7 @@ class LayerStore:
             "reports": [asdict(report) for report in job.reports[reports:]],
             "warnings": job.warnings[warnings:],
             "experts": job.experts[experts:],
+            "layer_errors": dict(list(job.layer_errors.items())[index:]),
             "repeated": {w: n[self._repeated.get(w, 0) :] for w, n in job.repeated.items()},
         }
         write_tensors(self._layer(index, ".safetensors"), tensors)

@@ -14,6 +14,7 @@ from evalq.kernels.packing import group_size
 from evalq.schema import PerGroup, WeightScheme
 
 __all__ = [
+    "SMALLEST_OUTPUT",
     "Expert",
     "check_finite",
     "check_widths",
@@ -26,6 +27,8 @@ __all__ = [
     "weight_shape",
 ]
 
+SMALLEST_OUTPUT = 16
+"""Fewest outputs of a layer that is quantized: a kernel's tile. Fewer are gates that choose."""
 _FUSED = ("gate_up_proj", "up_proj", "down_proj")
 
 

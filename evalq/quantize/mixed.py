@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalq.errors import QuantizationError
 from evalq.quantize.allocate import Allocation, Unit, allocate, format_bits
-from evalq.quantize.linear import decoder_layers
+from evalq.quantize.linear import SMALLEST_OUTPUT, decoder_layers
 from evalq.quantize.sensitivity import measure_sensitivity
 from evalq.schema import WeightScheme
 
@@ -118,7 +118,8 @@ def target_of_bytes(
         for parameter_name, parameter in layer.named_parameters():
             full = f"{name}.{index}.{parameter_name}"
             matrix = parameter.ndim >= 2 and parameter_name.rpartition(".")[2] != "bias"
-            if matrix and not any(s in full for s in skip) and min(parameter.shape) >= 16:
+            wide = min(parameter.shape) >= SMALLEST_OUTPUT
+            if matrix and wide and not any(s in full for s in skip):
                 inside += parameter.numel()
     rest = (sum(p.numel() for p in module.parameters()) - inside) * dense_bits // 8
     if rest >= max_bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,16 @@ from evalq.quantize.capture import (
     Replay,
     Stream,
     advance,
+    advance_parent,
     observe,
     trace_layer,
 )
 from evalq.quantize.folds import Fold, apply_fold, find_folds
 from evalq.quantize.gptq import GptqSettings, GptqStats, gptq_weight
 from evalq.quantize.job import InputStatistics, Job, LayerReport
+from evalq.quantize.learned import RoundingSettings, learn_rounding
 from evalq.quantize.linear import (
+    SMALLEST_OUTPUT,
     check_finite,
     get_weight,
     linears,
@@ -36,7 +40,6 @@ from evalq.quantize.smooth import KEPT_TOKENS, round_inputs, search_smoothing
 from evalq.schema import WeightScheme
 
 PROBE_TOKENS = 16
-_SMALLEST_OUTPUT = 16
 
 __all__ = ["PROBE_TOKENS", "finish_block", "quantize_decoder_layer"]
 
@@ -106,12 +109,57 @@ def quantize_decoder_layer(
                     round_inputs(module, job.activation_bits)
         replay.settle_finished(layer, finished)
     _keep_changed(job, layer, name, before, wanted)
+    if job.method.learns_rounding:
+        replay.release(layer)
+        _learn_rounding(job, layer, original, name, sorted(wanted), stream, index, seen)
     advance(layer, name, stream, index, replay)
+
+
+def _learn_rounding(
+    job: Job,
+    layer: nn.Module,
+    original: nn.Module,
+    prefix: str,
+    names: list[str],
+    stream: Stream,
+    index: int,
+    seen: Mapping[str, InputStatistics],
+) -> None:
+    """Train what the stages of a decoder layer left, all together, and report anew."""
+    device = stream.hidden[0].device
+    parent = copy.deepcopy(original).to(device, torch.float32).eval().requires_grad_(False)
+    targets = advance_parent(parent, prefix, stream, index)
+    split_experts(parent)
+    plain = {name: get_weight(parent.get_submodule(name)) for name in names}
+    quantized = {name: job.layers[f"{prefix}.{name}"].to(device) for name in names}
+    settings = RoundingSettings(int(job.options["rounding_steps"]), job.seed)
+    found = learn_rounding(layer, quantized, plain, stream, index, targets, settings)
+    errors = {}
+    for name, weight in found.layers.items():
+        job.layers[f"{prefix}.{name}"] = weight.to("cpu")
+        errors[f"{prefix}.{name}"] = _errors(plain[name], weight.dequantize(), seen.get(name))
+    for place, report in enumerate(job.reports):
+        if report.name in errors:
+            weight_error, outputs = errors[report.name]
+            job.reports[place] = replace(report, weight_error=weight_error, output_error=outputs)
+    job.layer_errors[prefix] = (found.before, found.after)
+
+
+def _errors(
+    weight: Tensor, values: Tensor, statistics: InputStatistics | None
+) -> tuple[float, float | None]:
+    """Relative error of a weight, and of its outputs where some were seen."""
+    difference = values - weight
+    outputs = None
+    if statistics is not None and statistics.tokens:
+        signal = max(output_error(weight, statistics.hessian), 1e-30)
+        outputs = (max(output_error(difference, statistics.hessian), 0.0) / signal) ** 0.5
+    return float(difference.norm() / weight.norm().clamp_min(1e-30)), outputs
 
 
 def _too_small(job: Job, name: str, modules: Mapping[str, nn.Module]) -> set[str]:
     """Layers with fewer outputs than a kernel's tile: gates that choose, and next to no bytes."""
-    small = {n for n, m in modules.items() if weight_shape(m)[0] < _SMALLEST_OUTPUT}
+    small = {n for n, m in modules.items() if weight_shape(m)[0] < SMALLEST_OUTPUT}
     for part in sorted(small):
         job.warn(name, f"{part} has {weight_shape(modules[part])[0]} outputs and stays as it is")
     return small
@@ -275,11 +323,7 @@ def _finish_alike(
         piece = quantized.rows(start, start + weight.shape[0])
         start += weight.shape[0]
         values = piece.dequantize()
-        difference = values - weight
-        outputs = None
-        if statistics is not None and statistics.tokens:
-            signal = max(output_error(weight, statistics.hessian), 1e-30)
-            outputs = (max(output_error(difference, statistics.hessian), 0.0) / signal) ** 0.5
+        weight_error, outputs = _errors(weight, values, statistics)
         if stats is not None and stats.escalations:
             job.warnings.append(
                 f"{name}: the Hessian needed {stats.damping:g} of its mean diagonal as damping"
@@ -290,7 +334,7 @@ def _finish_alike(
             LayerReport(
                 name=name,
                 method=job.method.name,
-                weight_error=float(difference.norm() / weight.norm().clamp_min(1e-30)),
+                weight_error=weight_error,
                 output_error=outputs,
                 tokens=0 if statistics is None else statistics.tokens,
                 damping=None if stats is None else stats.damping,

@@ -52,36 +52,13 @@ def refine_weight(
     for _ in range(passes):
         refitted = _with_scales(weight, best, hessian)
         codes = _descend(weight, refitted, hessian, block_size)
-        trial = _replace(refitted, codes=codes)
+        trial = refitted.with_codes(codes)
         trial_error = row_errors(weight - trial.dequantize(), hessian)
         wins = (trial_error < error)[:, None]
-        best = _replace(
-            best,
-            codes=torch.where(wins, trial.codes, best.codes),
-            scales=torch.where(wins, trial.scales, best.scales),
-        )
+        codes = torch.where(wins, trial.codes, best.codes)
+        best = best.with_codes(codes).with_scales(torch.where(wins, trial.scales, best.scales))
         error = torch.minimum(error, trial_error)
     return best
-
-
-def _replace(
-    weight: QuantizedWeight, codes: Tensor | None = None, scales: Tensor | None = None
-) -> QuantizedWeight:
-    return QuantizedWeight(
-        weight.codes if codes is None else codes,
-        weight.scales if scales is None else scales,
-        weight.zeros,
-        weight.scheme,
-        weight.shape,
-    )
-
-
-def _zeros(weight: QuantizedWeight) -> Tensor:
-    """Zeros as float32 ``[out, groups]``, whether stored or not."""
-    if weight.zeros is not None:
-        return weight.zeros.float()
-    middle = float(1 << (weight.scheme.bits - 1))
-    return torch.full(weight.scales.shape, middle, device=weight.codes.device)
 
 
 def _with_scales(weight: Tensor, start: QuantizedWeight, hessian: Tensor) -> QuantizedWeight:
@@ -91,17 +68,14 @@ def _with_scales(weight: Tensor, start: QuantizedWeight, hessian: Tensor) -> Qua
     groups = columns // size
     # A table [rows, groups, groups] is held at a time.
     at_a_time = max(1, _TABLE_ENTRIES // max(groups * groups, columns))
-    zeros = _zeros(start)
+    zeros = start.float_zeros()
     parts = []
     for begin in range(0, rows, at_a_time):
         some = slice(begin, begin + at_a_time)
         centred = start.codes[some].float().reshape(-1, groups, size) - zeros[some, :, None]
         fitted = _solve_scales(weight[some], centred, start.scales[some].float(), hessian)
         parts.append(fitted)
-    scales = torch.cat(parts)
-    limits = torch.finfo(start.scales.dtype)
-    stored = scales.clamp(limits.tiny, limits.max).to(start.scales.dtype)
-    return _replace(start, scales=stored)
+    return start.with_scales(torch.cat(parts))
 
 
 def _solve_scales(weight: Tensor, centred: Tensor, scales: Tensor, hessian: Tensor) -> Tensor:
@@ -135,7 +109,7 @@ def _descend(weight: Tensor, start: QuantizedWeight, hessian: Tensor, block_size
     index = group_index(start.scheme, columns, weight.device)
     # One row a column, as in GPTQ.
     scales = start.scales.float().T[index].contiguous()
-    zeros = _zeros(start).T[index]
+    zeros = start.float_zeros().T[index]
     codes = start.codes.T.float().contiguous()
     pull = (hessian @ (weight.T - (codes - zeros) * scales)).contiguous()
     top = (1 << start.scheme.bits) - 1

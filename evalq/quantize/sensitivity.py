@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from evalq.quantize.allocate import Unit
 from evalq.quantize.capture import Stream, capture_inputs, head_inputs, run_layer, trace_layer
 from evalq.quantize.head import Head, check_head, output_head
-from evalq.quantize.linear import decoder_layers, get_weight, linears, split_experts, weight_shape
+from evalq.quantize.linear import (
+    SMALLEST_OUTPUT,
+    decoder_layers,
+    get_weight,
+    linears,
+    split_experts,
+    weight_shape,
+)
 from evalq.quantize.rtn import rtn_weight
 from evalq.schema import WeightScheme
 
@@ -27,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_sensitivity"]
 
-_SMALLEST_OUTPUT = 16
 _BATCH_TOKENS = 4096
 
 
@@ -123,7 +129,7 @@ def _layer_units(
     wanted = [
         n
         for n, m in modules.items()
-        if weight_shape(m)[0] >= _SMALLEST_OUTPUT and not any(s in f"{prefix}.{n}" for s in skip)
+        if weight_shape(m)[0] >= SMALLEST_OUTPUT and not any(s in f"{prefix}.{n}" for s in skip)
     ]
     trace = trace_layer(layer, stream.hidden[0], stream.calls[0][index], list(modules))
     found = []

@@ -73,7 +73,9 @@ def killed(directory: Path, method: str, layer: int) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq+gptq", "rtn", "smoothquant", "gptq@mixtral"])
+@pytest.mark.parametrize(
+    "method", ["gptq", "gptq+signround", "awq+gptq", "rtn", "smoothquant", "gptq@mixtral"]
+)
 def test_killed_midway_it_ends_with_the_same_bytes(tmp_path, method):
     whole = make(tmp_path, method, tmp_path / "whole")
     out = tmp_path / "out"

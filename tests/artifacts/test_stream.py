@@ -52,6 +52,7 @@ def is_mapped(tensor: torch.Tensor) -> bool:
         ("opt", "awq", {}),
         ("llama", "smoothquant", {}),
         ("llama", "gptq", {"quantize_head": True}),
+        ("llama", "gptq+signround", {"rounding_steps": 8}),
     ],
 )
 def test_streamed_and_loaded_parents_give_the_same_bytes(tmp_path, name, method, options):

@@ -61,6 +61,12 @@ def test_a_width_that_a_method_has_not():
     assert "4, 8" in caught.value.hint
 
 
+def test_learned_rounding_is_for_weights_alone():
+    with pytest.raises(QuantizationError, match="exact activations") as caught:
+        check_scheme(METHODS.get("gptq+signround"), Scheme(WeightScheme(8), activation_bits=8))
+    assert "smoothquant+gptq" in caught.value.hint
+
+
 def test_activations_are_left_or_take_8_bits():
     with pytest.raises(QuantizationError, match="4 bits"):
         check_scheme(METHODS.get("rtn"), Scheme(WeightScheme(8), activation_bits=4))
