@@ -2,7 +2,7 @@
 
 Answers go to the journal batch by batch, as they come. Which requests share a batch depends on the
 requests alone, and a batch is run whole or not at all: so a run that was killed and resumed gives
-the very numbers of an unbroken one.
+the very numbers of an unbroken one. Of an endpoint, each answer is stored by itself.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from evalq.errors import TaskError
+from evalq.models.base import StreamingEngine
 from evalq.progress import NullProgress, Progress
 from evalq.schema import ItemRecord, Request, Response
 from evalq.store import Journal, journal_key
@@ -49,6 +50,13 @@ def check_supported(engine: Engine, tasks: Sequence[BuiltTask], who: str) -> Non
                     f"task {task.name} asks for {kind}, which {who} cannot answer",
                     hint="Leave the task out, or choose an engine that serves log-probabilities.",
                 )
+        if isinstance(engine, StreamingEngine):
+            why = next(filter(None, map(engine.refuses, task.requests)), "")
+            if why:
+                raise TaskError(
+                    f"task {task.name} cannot be answered by {who}: {why}",
+                    hint="Leave the task out, or use a completions endpoint.",
+                )
 
 
 def request_keys(requests: Sequence[Request], engine: Engine, model_hash: str) -> list[str]:
@@ -56,7 +64,7 @@ def request_keys(requests: Sequence[Request], engine: Engine, model_hash: str) -
     occurrences: Counter[str] = Counter()
     keys = []
     for request in requests:
-        keys.append(journal_key(model_hash, request, engine.settings, occurrences[request.hash]))
+        keys.append(journal_key(model_hash, request, settings, occurrences[request.hash]))
         occurrences[request.hash] += 1
     return keys
 
@@ -81,12 +89,15 @@ def answer_all(
 ) -> list[Response]:
     """Answers to all requests, in their order; those in the journal are not asked again.
 
+    An engine whose answers stand alone is asked only what is missing, and each answer is stored as
+    it arrives; of the others a batch with a missing answer is run again whole.
+
     Args:
         engine: what answers.
         model_hash: content hash of the weights that answer.
         requests: what is asked.
         journal: where answers are kept.
-        progress: told of every batch.
+        progress: told of what is answered.
         label: for it.
         keys: of the requests in the journal, where they are a part of more (``request_keys``).
     """
@@ -96,15 +107,31 @@ def answer_all(
     progress.start(f"evaluate {label}".strip(), len(requests), "requests")
     tokens, began = 0, time.perf_counter()
     for batch in engine.plan(requests):
-        batch_keys = [keys[i] for i in batch]
-        if not all(k in found for k in batch_keys):
-            answers = engine.answer([requests[i] for i in batch])
-            journal.put(zip(batch_keys, answers, strict=True))
-            found.update(zip(batch_keys, answers, strict=True))
+        missing = [i for i in batch if keys[i] not in found]
+        for indices, answers in _asked(engine, requests, batch, missing):
+            answered = [keys[i] for i in indices]
+            journal.put(zip(answered, answers, strict=True))
+            found.update(zip(answered, answers, strict=True))
             tokens += sum(a.tokens_in + a.tokens_out for a in answers)
-        rate = tokens / max(time.perf_counter() - began, 1e-9)
-        progress.advance(len(batch), f"{rate:,.0f} tokens/s" if tokens else "from the journal")
+            rate = tokens / max(time.perf_counter() - began, 1e-9)
+            progress.advance(len(indices), f"{rate:,.0f} tokens/s")
+        stored = len(batch) - len(missing) if isinstance(engine, StreamingEngine) else 0
+        if not missing or stored:
+            progress.advance(stored or len(batch), "from the journal")
     return [found[k] for k in keys]
+
+
+def _asked(
+    engine: Engine, requests: Sequence[Request], batch: Sequence[int], missing: Sequence[int]
+) -> Iterator[tuple[Sequence[int], Sequence[Response]]]:
+    """What has to be asked of a batch, in the portions that are stored at once."""
+    if not missing:
+        return
+    if isinstance(engine, StreamingEngine):
+        for at, answer in engine.stream([requests[i] for i in missing]):
+            yield [missing[at]], [answer]
+    else:
+        yield batch, engine.answer([requests[i] for i in batch])
 
 
 def evaluate(
@@ -123,6 +150,7 @@ def evaluate(
         model_hash: content hash of the weights that answer.
         tasks: built once for all variants of a run.
         journal: where answers are kept.
+        progress: told of what is answered.
 
     Raises:
         TaskError: a task that the engine cannot answer.

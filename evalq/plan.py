@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from evalq.endpoint import EndpointPlan, parse_endpoint
 from evalq.errors import EvalqError, PlanError, nearest
 from evalq.schema import (
     KV_BITS,
@@ -30,9 +31,11 @@ __all__ = [
     "EnginePlan",
     "FidelityPlan",
     "Plan",
+    "PromptsPlan",
     "RecommendPlan",
     "VariantPlan",
     "load_plan",
+    "parse_parent",
     "parse_plan",
     "parse_variant",
     "read_yaml",
@@ -47,8 +50,8 @@ class VariantPlan(_Section):
     """One variant to make and measure.
 
     Either ``method`` and ``bits`` (an artifact is made), or ``artifact`` (a directory that exists),
-    or neither with ``kv_bits`` (the parent's own weights). With ``kv_bits`` the evaluation rounds
-    the KV cache to so many bits.
+    or ``endpoint`` (a model that a server answers for), or none of them with ``kv_bits`` (the
+    parent's own weights). With ``kv_bits`` the evaluation rounds the KV cache to so many bits.
     """
 
     name: str = ""
@@ -61,6 +64,7 @@ class VariantPlan(_Section):
     kv_bits: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     artifact: str = ""
+    endpoint: EndpointPlan | None = None
 
     @field_validator("name")
     @classmethod
@@ -73,8 +77,11 @@ class VariantPlan(_Section):
     def _one_source(self) -> VariantPlan:
         if self.kv_bits not in (None, *KV_BITS):
             raise ValueError(f"a KV cache is kept in {', '.join(map(str, KV_BITS))} bits")
-        if (self.method and self.artifact) or not (self.method or self.artifact or self.kv_bits):
-            raise ValueError("give exactly one of method and artifact")
+        sources = [bool(self.method), bool(self.artifact), self.endpoint is not None]
+        if sum(sources) > 1 or not (any(sources) or self.kv_bits):
+            raise ValueError("give exactly one of method, artifact and endpoint")
+        if self.endpoint is not None and self.kv_bits is not None:
+            raise ValueError("how an endpoint keeps its KV cache is its own affair")
         if self.method and self.bits is None:
             raise ValueError(f"method {self.method!r} needs bits")
         return self
@@ -111,6 +118,8 @@ class VariantPlan(_Section):
             return self.name
         if self.method:
             return f"{self.method}-{self.scheme}"
+        if self.endpoint is not None:
+            return self.endpoint.label
         own = Path(self.artifact).name if self.artifact else "parent"
         return own if self.kv_bits is None else f"{own}-kv{self.kv_bits}"
 
@@ -210,16 +219,43 @@ class CostPlan(_Section):
     price_per_hour: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
-class EnginePlan(_Section):
-    """How models are run. ``auto`` dtype is float32 on a CPU and the parent's own on a GPU."""
+class PromptsPlan(_Section):
+    """How items become prompts.
 
-    kind: str = "transformers"
+    Args:
+        chat_template: ``true`` puts prompts (and the ``messages`` of a workload) into the chat
+            template of the parent's tokenizer, as lm-eval's ``apply_chat_template`` does; a text
+            is a Jinja file with the template to use. Chat endpoints get the messages themselves.
+        system: a system message before every prompt; without a chat template a text before it.
+        multiturn: few-shot examples become turns of the conversation, as lm-eval has it by default;
+            otherwise all of them are one user message.
+    """
+
+    chat_template: bool | str = False
+    system: str = ""
+    multiturn: bool = True
+
+
+class EnginePlan(_Section):
+    """How local models are run. ``auto`` dtype is float32 on a CPU and the parent's own on a GPU.
+
+    Args:
+        kind: ``transformers``, or ``vllm`` for its offline Python API (it has to be installed).
+        gpu_memory: share of the GPU's memory that vLLM takes.
+    """
+
+    kind: Literal["transformers", "vllm"] = "transformers"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_tokens: int = Field(16384, ge=1)
     max_length: int | None = Field(None, ge=2)
     threads: int | None = Field(None, ge=1)
     trust_remote_code: bool = False
+    gpu_memory: float = Field(0.8, gt=0, le=1)
+
+
+SERVED = "endpoint"
+"""``Plan.parent`` where an endpoint is the parent."""
 
 
 class RecommendPlan(_Section):
@@ -260,7 +296,9 @@ class Plan(_Section):
     """A whole run.
 
     Args:
-        parent: ``builtin``, ``smollm2``, a directory, a GGUF file or a hub name.
+        parent: ``builtin``, ``smollm2``, a directory, a GGUF file or a hub name. A mapping
+            ``{endpoint: {url: …}}`` is a parent that a server answers for; it is kept as
+            ``parent_endpoint``.
         suites: names of suites, or paths of suite files.
         workloads: JSONL files of the user's own items.
         limit: at most so many items a task.
@@ -272,6 +310,7 @@ class Plan(_Section):
     plan_version: Literal[1] = 1
     name: str = "run"
     parent: str = "builtin"
+    parent_endpoint: EndpointPlan | None = None
     variants: tuple[VariantPlan, ...] = ()
     suites: tuple[str, ...] = ()
     workloads: tuple[str, ...] = ()
@@ -281,6 +320,7 @@ class Plan(_Section):
     fidelity: FidelityPlan = FidelityPlan()
     control: ControlPlan = ControlPlan()
     cost: CostPlan = CostPlan()
+    prompts: PromptsPlan = PromptsPlan()
     engine: EnginePlan = EnginePlan()
     recommend: RecommendPlan = RecommendPlan()
     adaptive: AdaptivePlan = AdaptivePlan()
@@ -298,13 +338,47 @@ class Plan(_Section):
                 break
         return points / 100
 
+    @model_validator(mode="before")
+    @classmethod
+    def _served_parent(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("parent"), dict):
+            given = data["parent"]
+            if given.keys() != {"endpoint"} or data.get("parent_endpoint") is not None:
+                raise ValueError("a parent is a text, or a mapping with 'endpoint' and no other")
+            return {**data, "parent": SERVED, "parent_endpoint": given["endpoint"]}
+        return data
+
+    @model_validator(mode="after")
+    def _one_parent(self) -> Plan:
+        if (self.parent_endpoint is not None) != (self.parent == SERVED):
+            raise ValueError("'parent_endpoint' goes with a parent given as {endpoint: …}")
+        return self
+
+    @property
+    def served(self) -> tuple[EndpointPlan, ...]:
+        """All endpoints of the run, the parent's first."""
+        every = (self.parent_endpoint, *(v.endpoint for v in self.variants))
+        return tuple(e for e in every if e is not None)
+
     @property
     def hash(self) -> str:
-        """Identity of what is measured: not its name, where it goes, consent or prices."""
+        """Identity of what is measured; its name, where it goes, consent, prices and the patience
+        with endpoints do not count. Settings that came later count only where they are set."""
         data = self.model_dump(mode="json", exclude={"out", "name", "allow_code"})
         del data["cost"]["price_per_hour"]
         if not self.adaptive.enabled:
             del data["adaptive"]
+        for variant, plan in zip(data["variants"], self.variants, strict=True):
+            if plan.endpoint is None:
+                del variant["endpoint"]
+            else:
+                variant["endpoint"] = plan.endpoint.measured()
+        del data["parent_endpoint"]
+        if self.parent_endpoint is not None:
+            data["parent"] = {"endpoint": self.parent_endpoint.measured()}
+        if self.prompts == PromptsPlan():
+            del data["prompts"]
+        del data["engine"]["gpu_memory"]
         return content_hash(data)
 
 
@@ -368,7 +442,8 @@ def _check_variants(plan: Plan, where: str) -> None:
 
 
 def parse_variant(text: str) -> dict[str, Any]:
-    """``--variant``'s value: ``METHOD:BITS[:gSIZE|channel][:asym][:a8][:kv4]`` or ``artifact=DIR``.
+    """``--variant``'s value: ``METHOD:BITS[:gSIZE|channel][:asym][:a8][:kv4]``, ``artifact=DIR``
+    or ``endpoint=URL[,model=NAME][,api=chat][,name=LABEL]…``.
 
     >>> parse_variant("gptq:4:g64:asym")
     {'method': 'gptq', 'bits': 4, 'group_size': 64, 'symmetric': False}
@@ -379,6 +454,10 @@ def parse_variant(text: str) -> dict[str, Any]:
     name, found, rest = text.partition("=")
     if found and name == "artifact":
         return {name: rest}
+    if found and name == "endpoint":
+        settings = parse_endpoint(rest)
+        label = settings.pop("name", "")
+        return {"endpoint": settings, **({"name": label} if label else {})}
     hint = "Write METHOD:BITS[:gSIZE|channel][:asym][:a8][:kv4], for example gptq:4:g64:asym."
     parts = text.split(":")
     if len(parts) < 2:
@@ -399,6 +478,16 @@ def parse_variant(text: str) -> dict[str, Any]:
     except ValueError:
         raise PlanError(f"--variant {text!r} cannot be read", hint=hint) from None
     return out
+
+
+def parse_parent(text: str) -> str | dict[str, Any]:
+    """``--parent``'s value: as in a plan, or ``endpoint=URL[,model=NAME][,api=chat]…``.
+
+    Raises:
+        PlanError: not of that form.
+    """
+    name, found, rest = text.partition("=")
+    return {"endpoint": parse_endpoint(rest)} if found and name == "endpoint" else text
 
 
 def read_yaml(path: Path) -> Any:

@@ -146,6 +146,8 @@ class Request:
         max_tokens: at most so many new tokens; ``None`` lets the engine's own limit rule.
         temperature: 0 is greedy.
         seed: for temperature > 0.
+        messages: ``(role, content)`` of the conversation that ``context`` is the rendering of;
+            empty for plain text. Chat endpoints get these (``generate_until`` only).
     """
 
     kind: RequestKind
@@ -155,11 +157,15 @@ class Request:
     max_tokens: int | None = None
     temperature: float = 0.0
     seed: int = 0
+    messages: tuple[tuple[str, str], ...] = ()
 
     @property
     def hash(self) -> str:
         """Identity of the request, by content."""
-        return content_hash(asdict(self))
+        data = asdict(self)
+        if not self.messages:  # as before there were any, so that older journals still answer
+            del data["messages"]
+        return content_hash(data)
 
 
 @dataclass(frozen=True, slots=True)

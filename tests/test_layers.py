@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "evalq"
 
 FLOORS = {
-    **dict.fromkeys(("errors", "registry", "schema", "plan", "progress"), 0),
+    **dict.fromkeys(("errors", "registry", "schema", "endpoint", "plan", "progress"), 0),
     **dict.fromkeys(("stats", "kernels", "tasks", "store", "memory"), 1),
     **dict.fromkeys(("quantize", "artifacts", "models"), 2),
     **dict.fromkeys(("texts", "evaluate", "fidelity", "cost", "compare", "gate"), 3),
@@ -24,7 +24,14 @@ FLOORS = {
     **dict.fromkeys(("report", "cli"), 4),
 }
 WITHIN = {
-    0: {("plan", "errors"), ("plan", "schema"), ("registry", "errors"), ("schema", "errors")},
+    0: {
+        ("endpoint", "errors"),
+        ("plan", "endpoint"),
+        ("plan", "errors"),
+        ("plan", "schema"),
+        ("registry", "errors"),
+        ("schema", "errors"),
+    },
     1: {("store", "memory")},
     2: {
         ("artifacts", "quantize"),

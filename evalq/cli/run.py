@@ -34,12 +34,16 @@ def command(
     ] = None,
     parent: Annotated[
         str | None,
-        typer.Option(help="builtin, smollm2, a directory, a GGUF file or a hub name."),
+        typer.Option(
+            help="builtin, smollm2, a directory, a GGUF file, a hub name, or "
+            "endpoint=URL[,model=NAME][,api=chat]."
+        ),
     ] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="METHOD:BITS[:gSIZE|channel][:asym][:kvBITS] or artifact=DIR; repeat it."
+            help="METHOD:BITS[:gSIZE|channel][:asym][:kvBITS], artifact=DIR, or "
+            "endpoint=URL[,model=NAME][,api=chat][,name=LABEL]; repeat it."
         ),
     ] = None,
     kv_bits: Annotated[
@@ -87,6 +91,18 @@ def command(
         float | None,
         typer.Option(help="With --adaptive: accuracy points that a slice may lose; 5 by default."),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts into the parent's chat template.")
+    ] = False,
+    chat_template: Annotated[
+        str | None, typer.Option(help="Jinja file of the chat template to use in its place.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="A system message before every prompt.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="transformers or vllm, for local models.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; auto by default.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; auto by default.")
@@ -106,11 +122,11 @@ def command(
     """
     from evalq.cli._progress import terminal_progress
     from evalq.errors import PlanError
-    from evalq.plan import parse_variant
+    from evalq.plan import parse_parent, parse_variant
     from evalq.run import resolve_plan, run_plan
 
     flags: dict[str, Any] = {
-        "parent": parent,
+        "parent": None if parent is None else parse_parent(parent),
         "variants": [
             *(parse_variant(v) for v in variant or []),
             *({"kv_bits": bits} for bits in kv_bits or []),
@@ -126,6 +142,9 @@ def command(
         "allow_code": allow_code or None,
         "adaptive.enabled": adaptive or None,
         "adaptive.margin_pp": margin_pp,
+        "prompts.chat_template": chat_template or chat or None,
+        "prompts.system": system,
+        "engine.kind": engine,
         "engine.device": device,
         "engine.dtype": dtype,
         "engine.threads": threads,

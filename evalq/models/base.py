@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from evalq.schema import Request, RequestKind, Response
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Engine", "LoadedModel", "ModelSource", "SourceKind"]
+__all__ = ["Engine", "LoadedModel", "ModelSource", "SourceKind", "StreamingEngine"]
 
 SourceKind = Literal["directory", "gguf", "hub", "artifact"]
 
@@ -95,4 +95,21 @@ class Engine(Protocol):
 
     def answer(self, requests: Sequence[Request]) -> list[Response]:
         """The responses to one batch, in its order."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine whose answers do not depend on what is asked beside them: each is stored as it
+    comes, and a resumed run asks only what is missing."""
+
+    def refuses(self, request: Request) -> str:
+        """Why this one request cannot be asked; empty where it can."""
+        ...
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+        """Each request's index and response, in any order, each once.
+
+        What was under way when one fails is still yielded before the error is raised.
+        """
         ...

@@ -4,95 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from typing import Any
 
-from evalq.errors import EndpointError, PlanError, TaskError, nearest
+from evalq.endpoint import EndpointPlan
+from evalq.errors import EndpointError, TaskError
+from evalq.models.echo import Scored, counted_border, find_border, read_columns, score_columns
 from evalq.models.encode import DEFAULT_MAX_TOKENS, move_spaces
-from evalq.models.transport import (
-    DEFAULT_KEY_VARIABLE,
-    Malformed,
-    Refused,
-    Transport,
-    TransportSettings,
-)
+from evalq.models.transport import Malformed, Refused, Transport, TransportSettings
 from evalq.schema import Request, RequestKind, Response, content_hash
 
-__all__ = ["EndpointEngine", "EndpointOptions", "endpoint_options"]
+__all__ = ["EndpointEngine"]
 
-_REVISION = 1
+_REVISION = 2
 _STOPS = 4
 """Stop strings that a request may carry; further ones only cut the text here."""
 
 _UNSUPPORTED = frozenset({200, 400, 422, 501})
 """Answers to an ``echo`` request that mean: not here."""
-
-Api = Literal["completions", "chat"]
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointOptions:
-    """What an endpoint is asked, and how.
-
-    Args:
-        model: the served model's name; empty for the only one that the endpoint lists.
-        api: ``completions`` sends prompts as they are, ``chat`` as one user message each.
-        concurrency: requests under way at once.
-        batch: requests that are journalled together.
-        timeout: seconds without a byte until an attempt is given up.
-        attempts: of one request, the first included.
-        max_wait: longest wait between two attempts, in seconds.
-        key_variable: environment variable that holds the key.
-    """
-
-    model: str = ""
-    api: Api = "completions"
-    concurrency: int = 8
-    batch: int = 64
-    timeout: float = 60.0
-    attempts: int = 10
-    max_wait: float = 60.0
-    key_variable: str = DEFAULT_KEY_VARIABLE
-
-    def __post_init__(self) -> None:
-        if self.api not in get_args(Api):
-            raise PlanError(
-                f"an endpoint's api is completions or chat, not {self.api!r}",
-                hint=nearest(str(self.api), get_args(Api)),
-            )
-        for name in ("concurrency", "batch", "timeout", "attempts", "max_wait"):
-            value = getattr(self, name)
-            whole = name in ("concurrency", "batch", "attempts")
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                raise PlanError(f"endpoint option {name} is no number: {value!r}")
-            if value <= 0:
-                raise PlanError(f"endpoint option {name} is not positive: {value}")
-        for name in ("model", "key_variable"):
-            if not isinstance(getattr(self, name), str):
-                raise PlanError(f"endpoint option {name} is no text: {getattr(self, name)!r}")
-
-
-def endpoint_options(values: Mapping[str, Any]) -> EndpointOptions:
-    """Options from a plan.
-
-    Raises:
-        PlanError: an unknown option or a value that cannot be.
-    """
-    known = [f.name for f in fields(EndpointOptions)]
-    for name in values:
-        if name not in known:
-            raise PlanError(f"unknown endpoint option {name!r}", hint=nearest(name, known))
-    return EndpointOptions(**values)
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    logprob: float
-    greedy: bool
-    tokens: int
 
 
 class EndpointEngine:
@@ -106,54 +37,58 @@ class EndpointEngine:
     An endpoint's batches are its own: the same request may be answered in other bits tomorrow.
 
     Args:
-        url: ``http://HOST:PORT`` or ``…/v1``; a URL that ends in ``/completions`` or
-            ``/chat/completions`` chooses the API.
-        options: what is asked, and how.
+        plan: where it is, what is asked, and how patiently.
+        repeat: tells answers to the same requests apart that are asked anew (the control's).
         sleep: waits so many seconds (tests pass their own).
 
     Raises:
-        EndpointError: no URL, credentials in it, or an endpoint that does not name its model.
+        EndpointError: a key that no header can carry, or an endpoint that does not name its model.
     """
 
     def __init__(
         self,
-        url: str,
-        options: EndpointOptions | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        plan: EndpointPlan,
+        repeat: str = "",
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
-        options = options or EndpointOptions()
-        self.url, api = _split(url)
-        self._api: Api = api or options.api
-        self._options = options
         settings = TransportSettings(
-            timeout=options.timeout,
-            attempts=options.attempts,
-            first_wait=min(0.5, options.max_wait),
-            max_wait=options.max_wait,
-            key_variable=options.key_variable,
+            timeout=plan.timeout,
+            attempts=plan.attempts,
+            first_wait=min(0.5, plan.max_wait),
+            max_wait=plan.max_wait,
+            key_variable=plan.key_variable,
         )
-        self._transport = Transport(self.url, settings, options.concurrency, sleep)
-        self.model = options.model or self._only_model()
-        self._echo: bool | None = False if self._api == "chat" else None
+        self._transport = Transport(plan.url, settings, plan.concurrency, sleep)
+        self._plan = plan
+        self._repeat = repeat
+        self.url, self.api = plan.url, plan.api
+        self.model = plan.model or self._only_model()
+        self._echo: bool | None = False if self.api == "chat" else None
         self._lock = threading.Lock()
         self._fingerprints: set[str] = set()
+        self._lengths: dict[str, int] = {}
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """All that changes an answer and that we know of."""
-        return {
+        own = {
             "engine": "endpoint",
             "revision": _REVISION,
-            "url": self.url,
+            **self._plan.measured(),
             "model": self.model,
-            "api": self._api,
             "max_tokens": DEFAULT_MAX_TOKENS,
         }
+        return {**own, "repeat": self._repeat} if self._repeat else own
 
     @property
     def identity(self) -> str:
         """Stands in for a content hash: what is served can only be known by its name and place."""
-        return content_hash({"endpoint": self.url, "model": self.model, "api": self._api})
+        return content_hash({"endpoint": {**self._plan.measured(), "model": self.model}})
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Where answers come from: ``{"url", "model", "api"}``."""
+        return {"url": self.url, "model": self.model, "api": self.api}
 
     @property
     def events(self) -> list[str]:
@@ -169,7 +104,7 @@ class EndpointEngine:
         return found
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; requests under way are given up."""
         self._transport.close()
 
     def supports(self, kind: RequestKind) -> bool:
@@ -180,13 +115,23 @@ class EndpointEngine:
             self._echo = self._try_echo()
         return self._echo
 
+    def refuses(self, request: Request) -> str:
+        """Why this one request cannot be asked here; empty where it can."""
+        if self.api == "chat" and request.messages and request.messages[-1][0] == "assistant":
+            return "its prompts begin the answer, which a chat endpoint does not continue"
+        return ""
+
+    def check(self) -> None:
+        """Ask for a few tokens, to find a wrong URL, key or model before the work begins.
+
+        Raises:
+            EndpointError: the endpoint refuses, or gives no usable answer.
+        """
+        self._generate(Request("generate_until", "Hello", max_tokens=16))
+
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Requests in their order, ``batch`` at a time."""
-        size = self._options.batch
-        return [
-            list(range(start, min(start + size, len(requests))))
-            for start in range(0, len(requests), size)
-        ]
+        """All requests in their order: no answer depends on what is asked beside it."""
+        return [list(range(len(requests)))] if requests else []
 
     def answer(self, requests: Sequence[Request]) -> list[Response]:
         """The responses to one batch, in its order.
@@ -198,15 +143,62 @@ class EndpointEngine:
         for kind in sorted({r.kind for r in requests}):
             if not self.supports(kind):
                 raise TaskError(
-                    f"{self.url} ({self._api}) cannot answer {kind} requests",
+                    f"{self.url} ({self.api}) cannot answer {kind} requests",
                     hint="They need the log-probabilities of a prompt's tokens: use a completions "
                     "endpoint that serves them (echo with logprobs), or generation tasks only.",
                 )
-        pool = ThreadPoolExecutor(self._options.concurrency)
+        found = dict(self.stream(requests))
+        return [found[i] for i in range(len(requests))]
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+        """Each request's index and response as it arrives.
+
+        The first failure stops what has not begun; what is under way is still yielded, then the
+        error is raised.
+
+        Raises:
+            EndpointError: a request that the endpoint refuses, or never answers.
+        """
+        todo: SimpleQueue[int] = SimpleQueue()
+        done: SimpleQueue[tuple[int, Response | BaseException] | None] = SimpleQueue()
+        stop = threading.Event()
+        for i in range(len(requests)):
+            todo.put(i)
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    i = todo.get_nowait()
+                except Empty:
+                    break
+                try:
+                    done.put((i, self._one(requests[i])))
+                except BaseException as error:  # told to the thread that waits
+                    done.put((i, error))
+            done.put(None)
+
+        # Daemons: an interrupt must not wait for a server that is silent.
+        workers = min(self._plan.concurrency, len(requests))
+        for _ in range(workers):
+            threading.Thread(target=work, daemon=True).start()
+        failed: BaseException | None = None
         try:
-            return list(pool.map(self._one, requests))
+            while workers:
+                found = done.get()
+                if found is None:
+                    workers -= 1
+                elif isinstance(found[1], BaseException):
+                    stop.set()
+                    failed = failed or found[1]
+                else:
+                    yield found[0], found[1]
+        except BaseException:
+            self._transport.close()
+            raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            stop.set()
+        if failed is not None:
+            raise failed
 
     def _one(self, request: Request) -> Response:
         start = time.perf_counter()
@@ -217,16 +209,18 @@ class EndpointEngine:
         limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         stops = [s for s in request.until if s]
         body: dict[str, Any] = {
+            **self._plan.body,
             "model": self.model,
-            "max_tokens": limit,
+            self._plan.token_limit: limit,
             "temperature": request.temperature,
         }
         if stops:
             body["stop"] = stops[:_STOPS]
         if request.temperature > 0:
             body["seed"] = request.seed
-        if self._api == "chat":
-            body["messages"] = [{"role": "user", "content": request.context}]
+        if self.api == "chat":
+            messages = request.messages or (("user", request.context),)
+            body["messages"] = [{"role": role, "content": text} for role, text in messages]
             path = "chat/completions"
         else:
             body["prompt"] = request.context
@@ -235,7 +229,7 @@ class EndpointEngine:
         def parse(answer: Any) -> tuple[str, bool, int, int]:
             choice = self._choice(answer)
             ended = choice.get("finish_reason")
-            if self._api == "chat":
+            if self.api == "chat":
                 message = choice.get("message")
                 text = message.get("content") if isinstance(message, dict) else None
                 if text is None and ended == "length":
@@ -259,18 +253,22 @@ class EndpointEngine:
         if request.kind == "loglikelihood_rolling":
             if not request.context:
                 return Response(logprob=0.0)
-            found = self._echoed(request.context, 0, rolling=True)
+            found = self._echoed("", request.context, rolling=True)
             return Response(logprob=found.logprob, tokens_out=found.tokens)
         context, continuation = move_spaces(request.context, request.continuation)
-        found = self._echoed(context + continuation, len(context))
-        return Response(logprob=found.logprob, greedy=found.greedy, tokens_out=found.tokens)
+        found = self._echoed(context, continuation)
+        return Response(
+            logprob=found.logprob,
+            greedy=found.greedy,
+            tokens_in=found.before,
+            tokens_out=found.tokens,
+        )
 
-    def _echoed(self, text: str, start: int, rolling: bool = False) -> _Scored:
-        """Score the tokens of ``text`` that reach beyond its first ``start`` characters.
-
-        A token that reaches over that border counts: it holds the beginning of what is scored.
-        """
+    def _echoed(self, context: str, continuation: str, rolling: bool = False) -> Scored:
+        """Score the tokens of ``continuation`` after ``context``."""
+        text = context + continuation
         body = {
+            **self._plan.body,
             "model": self.model,
             "prompt": text,
             "max_tokens": 1,
@@ -279,14 +277,28 @@ class EndpointEngine:
             "echo": True,
         }
 
-        def parse(answer: Any) -> _Scored:
-            return _score_echo(self._choice(answer), text, start, rolling)
+        def parse(answer: Any) -> tuple[dict[str, Any], int]:
+            return self._choice(answer), _usage(answer)[0]
 
-        return self._transport.post("completions", body, parse)
+        choice, count = self._transport.post("completions", body, parse)
+        columns = read_columns(choice)
+        border = find_border(columns.tokens, context, text)
+        if border is None:
+            before = self._length(context) if context else 0
+            border = counted_border(columns, before, count)
+        return score_columns(columns, *border, rolling)
+
+    def _length(self, context: str) -> int:
+        """Tokens of a prompt as the endpoint counts them; asked once."""
+        if context not in self._lengths:
+            body = {"model": self.model, "prompt": context, "max_tokens": 1, "temperature": 0.0}
+            found = self._transport.post("completions", body, lambda answer: _usage(answer)[0])
+            self._lengths[context] = found
+        return self._lengths[context]
 
     def _try_echo(self) -> bool:
         try:
-            found = self._echoed("The sun rises in the east.", 3)
+            found = self._echoed("The sun", " rises in the east.")
         except Refused as error:
             if error.status in _UNSUPPORTED:
                 return False
@@ -322,52 +334,6 @@ class EndpointEngine:
         return names[0]
 
 
-def _score_echo(choice: Mapping[str, Any], text: str, start: int, rolling: bool) -> _Scored:
-    """Sum the log-probabilities of a prompt's own tokens from an ``echo`` answer."""
-    found = choice.get("logprobs")
-    found = found if isinstance(found, dict) else {}
-    columns = [found.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")]
-    if not all(isinstance(c, list) and len(c) == len(columns[0] or ()) for c in columns):
-        raise _unfit("it returns no log-probabilities of the prompt's tokens")
-    tokens, values, tops = (list(c or ()) for c in columns)
-    at, total, greedy, count = 0, 0.0, True, 0
-    for i in range(_prompt_start(tokens, text), len(tokens)):
-        if at >= len(text):
-            break
-        end = at + len(tokens[i])
-        if end > start:
-            if values[i] is not None:
-                ranked = [float(v) for v in (tops[i] or {}).values()]
-                if not ranked:
-                    raise _unfit("it returns no top_logprobs")
-                total += float(values[i])
-                greedy = greedy and float(values[i]) >= max(ranked)
-                count += 1
-            elif at or not rolling:
-                # Without a BOS nothing stands before a text's first token, so it has no
-                # probability: a perplexity goes without it, a choice cannot.
-                raise _unfit("a scored token has no log-probability: is the prompt empty?")
-        at = end
-    return _Scored(total, greedy, count)
-
-
-def _unfit(what: str) -> Refused:
-    return Refused(
-        f"the endpoint cannot score prompts: {what}",
-        200,
-        hint="Use a completions endpoint that serves echo with logprobs, or generation tasks only.",
-    )
-
-
-def _prompt_start(tokens: Sequence[Any], text: str) -> int:
-    """Index of the first token that is part of ``text``; a BOS may stand before it."""
-    if all(isinstance(t, str) for t in tokens):
-        for first in range(min(2, len(tokens))):
-            if "".join(tokens[first:]).startswith(text):
-                return first
-    raise _unfit("its tokens do not make up the prompt")
-
-
 def _usage(answer: Mapping[str, Any]) -> tuple[int, int]:
     """Tokens read and written as the endpoint counts them; 0 where it does not say."""
     usage = answer.get("usage")
@@ -375,15 +341,3 @@ def _usage(answer: Mapping[str, Any]) -> tuple[int, int]:
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     read, written = (c if isinstance(c, int) and c >= 0 else 0 for c in counts)
     return read, written
-
-
-def _split(url: str) -> tuple[str, Api | None]:
-    """The base URL and the API that its path names."""
-    parts = urlsplit(url.strip())
-    path = parts.path.rstrip("/")
-    api: Api | None = None
-    if path.endswith("/chat/completions"):
-        path, api = path.removesuffix("/chat/completions"), "chat"
-    elif path.endswith("/completions"):
-        path, api = path.removesuffix("/completions"), "completions"
-    return urlunsplit((parts.scheme, parts.netloc, path or "/v1", "", "")), api

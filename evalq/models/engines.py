@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ __all__ = ["list_engines"]
 _ENGINES = {
     "transformers": "models in this process; answers every kind of request, on a CPU or CUDA",
     "endpoint": "an OpenAI-compatible server; log-likelihoods where it serves log-probabilities",
+    "vllm": "models through vLLM's offline Python API; answers every kind of request, on CUDA",
 }
 
 
@@ -39,8 +41,15 @@ def list_engines() -> list[dict[str, Any]]:
         Rows ``{name, kind, runs, summary, why}``; ``kind`` is ``"engine"`` or ``"loop"``, ``runs``
         says whether it can run on this machine.
     """
+    missing = {"vllm": "" if find_spec("vllm") else "vLLM is not installed"}
     rows: list[dict[str, Any]] = [
-        {"name": name, "kind": "engine", "runs": True, "summary": summary, "why": ""}
+        {
+            "name": name,
+            "kind": "engine",
+            "runs": not missing.get(name),
+            "summary": summary,
+            "why": missing.get(name, ""),
+        }
         for name, summary in _ENGINES.items()
     ]
     for name, summary in LOOPS.items():

@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 import torch
 import transformers
 
-from evalq.errors import EvalqError, ParentError, PlanError
+from evalq.errors import EvalqError
 from evalq.memory import cache_shape
 from evalq.models import kvcache
 from evalq.models.base import LoadedModel
 from evalq.models.batching import Budget, Shape, pack
 from evalq.models.decoding import Stops, generate
-from evalq.models.encode import DEFAULT_MAX_TOKENS, Encoder, Prompt, Scored, resolve_max_length
+from evalq.models.encode import DEFAULT_MAX_TOKENS, Encoder, Prompt, Scored
 from evalq.models.forward import Forward
+from evalq.models.generation import end_tokens, readable, repetition_penalty
 from evalq.models.scoring import score
 from evalq.plan import EnginePlan
 from evalq.schema import Request, RequestKind, Response
@@ -32,25 +33,6 @@ _ROWS = 256
 _KEPT = 4
 _KEPT_BYTES = 1 << 30
 """Keys and values that are held at once, at most."""
-
-_UNAPPLIED: dict[str, Any] = {
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "num_beams": 1,
-    "guidance_scale": 1,
-    "penalty_alpha": 0.0,
-    "watermarking_config": None,
-}
-"""Settings that change greedy decoding, and the values that leave it alone."""
 
 _Encoded = Scored | Prompt | list[Scored]
 _Item = TypeVar("_Item")
@@ -77,20 +59,14 @@ class TransformersEngine:
     def __init__(self, model: LoadedModel, plan: EnginePlan) -> None:
         if plan.threads is not None:
             torch.set_num_threads(plan.threads)
-        own = resolve_max_length(model.module.config, model.tokenizer)
-        if plan.max_length is not None and plan.max_length > own:
-            raise PlanError(
-                f"engine.max_length {plan.max_length} is more than the {own} tokens that "
-                f"{model.name} can read",
-                hint=f"Give at most {own}, or leave it out.",
-            )
-        max_length = plan.max_length or own
+        max_length = readable(plan, model.module.config, model.tokenizer, model.name)
         vocabulary = model.module.config.get_text_config().vocab_size
         logits = max(1, _LOGITS_BYTES // (4 * vocabulary))
         self._forward = Forward(model.module, plan.batch_tokens, logits, model.kv_bits)
         self._encoder = Encoder(model.tokenizer, max_length)
-        self._ends = frozenset({self._encoder.eos, *_end_tokens(model.module)})
-        self._penalty = _repetition_penalty(model.module)
+        generation = getattr(model.module, "generation_config", None)
+        self._ends = frozenset({self._encoder.eos, *end_tokens(generation)})
+        self._penalty = repetition_penalty(generation)
         a_token = _kv_bytes(model)
         self._kept = max(1, min(plan.batch_tokens * _KEPT, _KEPT_BYTES // a_token))
         self._scoring = Budget(plan.batch_tokens, self._kept, logits, 4 * _ROWS)
@@ -322,28 +298,6 @@ def _kv_bytes(model: LoadedModel) -> int:
         return 1
     layers = shape.full + len(shape.windows)
     return max(1, layers * shape.values * (torch.finfo(model.dtype).bits // 8))
-
-
-def _end_tokens(module: transformers.PreTrainedModel) -> list[int]:
-    config = getattr(module, "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    if ends is None:
-        return []
-    return list(ends) if isinstance(ends, (list, tuple)) else [int(ends)]
-
-
-def _repetition_penalty(module: transformers.PreTrainedModel) -> float:
-    """The one setting of ``generation_config.json`` that greedy decoding obeys, and we apply."""
-    config = getattr(module, "generation_config", None)
-    for name, neutral in _UNAPPLIED.items():
-        value = getattr(config, name, None)
-        if value not in (None, neutral, [], {}):
-            raise ParentError(
-                f"generation_config.json asks for {name}={value!r}, which is not applied here",
-                hint="Without it, answers would not be those of transformers; remove it from a "
-                "copy of the model to measure that.",
-            )
-    return float(getattr(config, "repetition_penalty", None) or 1.0)
 
 
 def _device_name(device: torch.device) -> str:

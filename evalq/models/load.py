@@ -32,6 +32,7 @@ __all__ = [
     "SMOLLM2",
     "load_artifact",
     "load_parent",
+    "load_tokenizer",
     "resolve_device",
     "timed_dtype",
 ]
@@ -378,6 +379,16 @@ def _placed(module: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     # Moved in place.
     plain.to(device)
     return module
+
+
+def load_tokenizer(path: Path, engine: EnginePlan) -> Any:
+    """The tokenizer of a model directory, without its weights.
+
+    Raises:
+        ParentError: there is none that transformers reads.
+    """
+    with _reported(ParentError, path, engine):
+        return _tokenizer(path, engine)
 
 
 def _tokenizer(path: Path, engine: EnginePlan) -> Any:

@@ -12,18 +12,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 
-from evalq.errors import EndpointError
+from evalq.endpoint import DEFAULT_KEY_VARIABLE, check_url
+from evalq.errors import EndpointError, PlanError
 
-__all__ = ["DEFAULT_KEY_VARIABLE", "Malformed", "Refused", "Transport", "TransportSettings"]
-
-DEFAULT_KEY_VARIABLE = "EVALQ_API_KEY"
+__all__ = ["Malformed", "Refused", "Transport", "TransportSettings"]
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 _SNIPPET = 300
+_SECRET = 12
+"""Characters from which on a key cannot be a placeholder."""
 
 _Answer = TypeVar("_Answer")
 
@@ -85,21 +85,19 @@ class Transport:
         base: str,
         settings: TransportSettings,
         connections: int = 8,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
-        parts = urlsplit(base)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EndpointError(
-                f"{base!r} is no URL of a server",
-                hint="Give http://HOST:PORT/v1 or https://HOST/v1.",
-            )
-        if parts.username or parts.password:
-            raise EndpointError(
-                f"the endpoint's URL holds credentials ({parts.hostname})",
-                hint=f"Keys come from the environment only: set {settings.key_variable}.",
-            )
+        try:
+            check_url(base)
+        except PlanError as error:
+            raise EndpointError(error.message, hint=error.hint) from None
         self._settings = settings
-        self._key = os.environ.get(settings.key_variable, "")
+        self._key = os.environ.get(settings.key_variable, "").strip()
+        if not all("!" <= c <= "~" for c in self._key):
+            raise EndpointError(
+                f"the key in {settings.key_variable} holds characters that no header can carry",
+                hint="Set the variable to the key alone, without quotes, spaces or line breaks.",
+            )
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.Client(
             base_url=base.rstrip("/") + "/",
@@ -108,7 +106,8 @@ class Transport:
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             follow_redirects=False,
         )
-        self._sleep = sleep
+        self._closed = threading.Event()
+        self._sleep: Callable[[float], object] = sleep or self._closed.wait
         self._lock = threading.Lock()
         # Jitter spreads retries; it changes no answer, so its seed need not be chosen.
         self._random = random.Random(0)
@@ -116,7 +115,8 @@ class Transport:
         self.retries = 0
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; what still waits for an answer gives up."""
+        self._closed.set()
         self._client.close()
 
     def post(self, path: str, body: Mapping[str, Any], parse: Callable[[Any], _Answer]) -> _Answer:
@@ -150,14 +150,18 @@ class Transport:
                 with self._lock:
                     self.retries += 1
             self._wait_for_turn()
+            if self._closed.is_set():
+                raise EndpointError("the connection to the endpoint was closed")
             try:
                 response = self._client.request(method, path, json=body)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 trouble = f"{type(error).__name__}: {error}"
                 self._back_off(attempt, None)
                 continue
             except httpx.InvalidURL as error:
                 raise EndpointError(f"{path!r} gives no URL: {error}") from None
+            except RuntimeError as error:  # httpx: the client was closed meanwhile
+                raise EndpointError(f"the connection to the endpoint was closed: {error}") from None
             if response.status_code in _RETRIED:
                 trouble = self._describe(response)
                 self._back_off(attempt, _retry_after(response))
@@ -168,9 +172,16 @@ class Transport:
                     response.status_code,
                     hint=self._advice(response.status_code),
                 )
+            if _is_page(response):
+                raise Refused(
+                    f"the endpoint answers {method} {path} with a web page: "
+                    f"{self._describe(response)}",
+                    response.status_code,
+                    hint=self._advice(404),
+                )
             try:
-                return parse(json.loads(response.content))
-            except (ValueError, Malformed) as error:
+                return parse(json.loads(self._clean(response.content)))
+            except (ValueError, RecursionError, Malformed) as error:
                 trouble = f"an answer that cannot be used ({error})"
                 self._back_off(attempt, None)
         raise EndpointError(
@@ -184,7 +195,7 @@ class Transport:
         while True:
             with self._lock:
                 left = self._not_before - time.monotonic()
-            if left <= 0:
+            if left <= 0 or self._closed.is_set():
                 return
             self._sleep(left)
 
@@ -204,11 +215,19 @@ class Transport:
         self._sleep(longest * (0.5 + 0.5 * share))
 
     def _describe(self, response: httpx.Response) -> str:
-        body = " ".join(response.text[:_SNIPPET].split())
-        return self._hide(f"{response.status_code} {response.reason_phrase} {body}".strip())
+        # Hidden before it is cut: half a key is a secret, too.
+        body = " ".join(self._hide(response.text).split())[:_SNIPPET]
+        return f"{response.status_code} {self._hide(response.reason_phrase)} {body}".strip()
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
+
+    def _clean(self, content: bytes) -> bytes:
+        """An answer without the key, should a server repeat it: answers are stored. A placeholder
+        such as ``EMPTY`` may stand in any text and is left alone."""
+        if len(self._key) < _SECRET:
+            return content
+        return content.replace(self._key.encode("ascii"), b"[key]")
 
     def _advice(self, status: int) -> str:
         if status in (401, 403):
@@ -218,6 +237,17 @@ class Transport:
         if 300 <= status < 400:
             return "Give the URL that it redirects to."
         return ""
+
+
+def _is_page(response: httpx.Response) -> bool:
+    """Whether a success is a web page: another service answers there, and asking again is no use.
+
+    A page may come without its type, so that it is looked at, too.
+    """
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind in ("text/html", "application/xhtml+xml") or response.content.lstrip()[
+        :15
+    ].lower().startswith((b"<!doctype", b"<html"))
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -40,8 +40,8 @@ class Inputs:
     given: dict[str, Artifact]
 
 
-def read_inputs(plan: Plan, parent: LoadedModel, tasks: Sequence[BuiltTask]) -> Inputs:
-    """Everything that ``plan`` names.
+def read_inputs(plan: Plan, parent: LoadedModel | None, tasks: Sequence[BuiltTask]) -> Inputs:
+    """Everything that ``plan`` names; of an endpoint as the parent nothing but artifacts.
 
     Raises:
         EvalqError: no such text, too little of it, an evaluated item in the calibration text, or a
@@ -50,9 +50,12 @@ def read_inputs(plan: Plan, parent: LoadedModel, tasks: Sequence[BuiltTask]) -> 
     from evalq.quantize.config import METHODS
     from evalq.texts import resolve_text
 
-    builtin = parent.source.demonstration
+    given = {v.label: open_variant(Path(v.artifact)) for v in plan.variants if v.artifact}
     calibration = text = None
     windows: list[Window] = []
+    if parent is None:
+        return Inputs(None, None, windows, given)
+    builtin = parent.source.demonstration
     if any(v.method and METHODS.get(v.method).needs_calibration for v in plan.variants):
         calibration = read_calibration(
             plan.calibration,
@@ -65,7 +68,6 @@ def read_inputs(plan: Plan, parent: LoadedModel, tasks: Sequence[BuiltTask]) -> 
     if plan.fidelity.enabled:
         text = resolve_text(plan.fidelity.source, "fidelity", builtin, plan.data_dir)
         windows = cut_windows(text, parent.tokenizer, plan.fidelity.length, plan.fidelity.windows)
-    given = {v.label: open_variant(Path(v.artifact)) for v in plan.variants if v.artifact}
     return Inputs(calibration, text, windows, given)
 
 

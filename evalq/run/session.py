@@ -5,6 +5,9 @@
 3. The negative control: the parent again, under settings that ought to change nothing.
 4. Costs, all variants timed in turn.
 
+A parent or a variant may be an endpoint: it is tried before anything is asked, and has answers
+only.
+
 Each finished measurement is on disk before the next begins, under a name made of what it depends
 on; a run that is started again finds it there.
 """
@@ -21,40 +24,49 @@ from evalq.adaptive import Rule, evaluate_adaptively
 from evalq.errors import PlanError, StoreError
 from evalq.evaluate import evaluate, fault_warnings, refuse_unscorable
 from evalq.fidelity import ParentPass, compare_to_parent, run_parent
-from evalq.memory import shape_config
-from evalq.plan import EnginePlan, Plan, VariantPlan
+from evalq.plan import EnginePlan, Plan
 from evalq.progress import NullProgress, Progress
-from evalq.run.info import git_commit, machine, packages
+from evalq.run.engines import check_engine, check_source
+from evalq.run.info import machine
 from evalq.run.inputs import Inputs, note_calibration, read_inputs
 from evalq.run.make import check_methods, make_variant
+from evalq.run.prompts import (
+    prompt_record,
+    prompt_settings,
+    prompt_warnings,
+    template_file,
+)
 from evalq.run.resolve import resolve_variants
+from evalq.run.rows import (
+    Made,
+    fresh_info,
+    parent_info,
+    parent_row,
+    served_parent_info,
+    served_row,
+    suite_info,
+    variant_row,
+)
+from evalq.run.served import (
+    check_served,
+    check_served_plan,
+    open_served,
+    without_local_measures,
+)
 from evalq.run.timing import PARENT, time_variants
 from evalq.schema import FidelityRecord, ItemRecord, content_hash
 from evalq.store import Journal, RunDirectory, read_table, write_table
-from evalq.store.layers import layer_record
 from evalq.tasks.consent import check_consent
 
 if TYPE_CHECKING:
-    from evalq.artifacts.base import Artifact
-    from evalq.models.base import Engine, LoadedModel
+    from evalq.models.base import Engine, LoadedModel, ModelSource
+    from evalq.models.endpoint import EndpointEngine
+    from evalq.models.hf import TransformersEngine
     from evalq.tasks.bridge import BuiltTask
 
 __all__ = ["CONTROL", "PARENT", "run_plan"]
 
 CONTROL = "parent@control"
-
-
-@dataclass(slots=True)
-class _Made:
-    """A variant that is on disk, ready to be measured; no artifact: the parent's own weights."""
-
-    plan: VariantPlan
-    artifact: Artifact | None
-
-    def identity(self, weights: str) -> str:
-        """The hash of what is measured: of the weights, and of the cache where that is rounded."""
-        bits = self.plan.kv_bits
-        return weights if bits is None else content_hash([weights, "kv", bits])
 
 
 @dataclass(slots=True)
@@ -68,11 +80,37 @@ class _Session:
     parent_pass: ParentPass | None = None
     text_key: str = ""
     parent_items: Sequence[ItemRecord] = ()
+    served: dict[str, EndpointEngine] = field(default_factory=dict)
     items: list[ItemRecord] = field(default_factory=list)
     fidelity: list[FidelityRecord] = field(default_factory=list)
 
     def save_info(self) -> None:
         self.directory.write_info(self.info)
+
+    def warn(self, texts: Sequence[str]) -> None:
+        known = self.info["warnings"]
+        known += [text for text in texts if text not in known]
+
+    def ask(self, label: str, identity: str, engine: Engine) -> None:
+        """Append the item records of one variant; an adaptive run says where it stopped.
+
+        Raises:
+            TaskError: a task that the engine cannot answer, or one whose scorer is broken.
+        """
+        given = (engine, label, identity, self.tasks, self.journal)
+        plan = self.plan
+        if label == PARENT or not plan.adaptive.enabled:
+            answered = evaluate(*given, self.progress)
+            if label == PARENT:
+                refuse_unscorable(answered)
+                self.parent_items = answered
+            self.items += answered
+            return
+        rule = Rule(plan.stop_margin, plan.recommend.confidence, plan.seed)
+        records, stops = evaluate_adaptively(*given, self.parent_items, rule, self.progress)
+        self.items += records
+        told = self.info.setdefault("adaptive", {"confidence": rule.confidence, "variants": {}})
+        told["variants"][label] = stops
 
 
 def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") -> Path:
@@ -83,6 +121,9 @@ def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") ->
     """
     check_methods(plan)
     check_consent(plan.suites, plan.workloads, plan.allow_code)
+    check_served_plan(plan)
+    check_engine(plan)
+    template_file(plan)
     directory = RunDirectory(Path(plan.out))
     _check_directory(directory, plan)
     directory.lock()
@@ -92,10 +133,14 @@ def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") ->
             found = None
         if found is not None and found.get("status") == "done":
             return directory.path
-        info = found or _fresh_info(plan, command)
+        info = found or fresh_info(plan, command)
         with Journal(directory.journal) as journal:
             session = _Session(plan, directory, journal, progress or NullProgress(), info)
-            _measure(session)
+            try:
+                _measure(session)
+            finally:
+                for engine in session.served.values():
+                    engine.close()
         return directory.path
     finally:
         directory.unlock()
@@ -132,84 +177,94 @@ def _holds_work(directory: RunDirectory) -> bool:
         return len(journal) > 0
 
 
-def _fresh_info(plan: Plan, command: str) -> dict[str, Any]:
-    from evalq import __version__
-
-    return {
-        "evalq_version": __version__,
-        "name": plan.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "status": "running",
-        "plan": plan.model_dump(mode="json"),
-        "plan_hash": plan.hash,
-        "git_commit": git_commit(),
-        "packages": packages(),
-        "seed": plan.seed,
-        "command": command,
-        "warnings": [],
-    }
-
-
-def _engine(model: LoadedModel, plan: EnginePlan) -> Engine:
-    from evalq.models.hf import TransformersEngine
-
-    return TransformersEngine(model, plan)
-
-
 def _measure(session: _Session) -> None:
     import torch
 
     from evalq.models.load import load_parent
-    from evalq.tasks.bridge import build
 
-    plan = session.plan
-    if plan.engine.threads:
-        torch.set_num_threads(plan.engine.threads)
-    parent = load_parent(plan.parent, plan.engine)
-    plan = session.plan = resolve_variants(plan, parent.module.config)
+    if session.plan.engine.threads:
+        torch.set_num_threads(session.plan.engine.threads)
+    session.served = open_served(session.plan)
+    parent = None
+    if session.plan.parent_endpoint is None:
+        parent = load_parent(session.plan.parent, session.plan.engine)
+        check_source(session.plan.engine, parent.source)
+        session.plan = resolve_variants(session.plan, parent.module.config)
+    plan = session.plan = without_local_measures(session.plan)
     session.info["plan"] = plan.model_dump(mode="json")
-    session.info["machine"] = machine(str(parent.device))
-    session.info["parent"] = _parent_info(parent)
-    session.tasks = build(
-        plan.suites,
-        workloads=plan.workloads,
-        data_dir=plan.data_dir,
-        limit=plan.limit,
-        allow_code=plan.allow_code,
-    )
-    _check_tasks(session.tasks)
-    session.info["suites"] = _suite_info(session.tasks)
+    session.info["machine"] = machine(str(parent.device) if parent else "none")
+    if parent is not None:
+        session.info["parent"] = parent_info(parent)
+    else:
+        session.info["parent"] = served_parent_info(session.served[PARENT])
+    _build_tasks(session, parent)
+    check_served(session.served, session.tasks, session.journal)
     inputs = read_inputs(plan, parent, session.tasks)
     note_calibration(session.info, inputs.calibration)
     # Only now does the directory belong to this plan: a fault in the input leaves it free.
     session.save_info()
 
-    rows = [_parent_row(parent)]
-    made = _with_parent(session, parent, inputs)
-    parent_hash, parent_source = parent.hash, parent.source
-    del parent
+    if parent is None:
+        rows = [{**served_row(PARENT, session.served[PARENT]), "kind": "parent"}]
+        made = [Made(v, inputs.given.get(v.label)) for v in plan.variants]
+        parent_source, parent_hash = None, session.served[PARENT].identity
+        session.ask(PARENT, parent_hash, session.served[PARENT])
+        rows[0]["warnings"] = list(session.served[PARENT].events)
+    else:
+        rows = [parent_row(parent)]
+        made = _with_parent(session, parent, inputs)
+        parent_hash, parent_source = parent.hash, parent.source
+        del parent
+        _ask_vllm(session, PARENT, parent_hash, parent_source.path, plan.engine)
     for variant in made:
         rows.append(_with_variant(session, variant))
     if plan.control.enabled:
         session.info["control"] = _with_control(session, parent_hash)
     session.parent_pass = None
-    for warning in fault_warnings(session.items):
-        if warning not in session.info["warnings"]:
-            session.info["warnings"].append(warning)
+    session.warn(fault_warnings(session.items))
     write_table(session.directory.items, ItemRecord, session.items)
     if plan.fidelity.enabled:
         write_table(session.directory.fidelity, FidelityRecord, session.fidelity)
-    if plan.cost.enabled:
-        named = [
-            (variant.plan.label, variant.artifact.path)
-            for variant in made
-            if variant.artifact is not None and variant.plan.kv_bits is None
-        ]
-        time_variants(plan, session.directory, session.info, named, parent_source, session.progress)
+    if plan.cost.enabled and parent_source is not None:
+        _time(session, made, parent_source)
     session.info["variants"] = rows
     session.info["status"] = "done"
     session.info["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     session.save_info()
+
+
+def _build_tasks(session: _Session, parent: LoadedModel | None) -> None:
+    """The run's tasks with their prompts, and what run.json says of both."""
+    from evalq.models.load import load_tokenizer
+    from evalq.tasks.bridge import build
+
+    plan = session.plan
+    tokenizer = None if parent is None else parent.tokenizer
+    local = next((v.artifact for v in plan.variants if v.artifact), "")
+    if tokenizer is None and local and plan.prompts.chat_template is not False:
+        tokenizer = load_tokenizer(Path(local), plan.engine)
+    settings = prompt_settings(plan, tokenizer)
+    session.info["prompts"] = prompt_record(plan, tokenizer)
+    session.tasks = build(
+        plan.suites,
+        workloads=plan.workloads,
+        data_dir=plan.data_dir,
+        limit=plan.limit,
+        prompts=settings,
+        allow_code=plan.allow_code,
+    )
+    _check_tasks(session.tasks)
+    session.info["suites"] = suite_info(session.tasks)
+    session.warn(prompt_warnings(plan, tokenizer, session.tasks))
+
+
+def _time(session: _Session, made: Sequence[Made], parent: ModelSource) -> None:
+    named = [
+        (variant.plan.label, variant.artifact.path)
+        for variant in made
+        if variant.artifact is not None and variant.plan.kv_bits is None
+    ]
+    time_variants(session.plan, session.directory, session.info, named, parent, session.progress)
 
 
 def _check_tasks(tasks: Sequence[BuiltTask]) -> None:
@@ -224,53 +279,32 @@ def _check_tasks(tasks: Sequence[BuiltTask]) -> None:
             )
 
 
-def _parent_info(parent: LoadedModel) -> dict[str, Any]:
-    source = parent.source
-    return {
-        "name": parent.name,
-        "hash": parent.hash,
-        "kind": source.kind,
-        "notes": list(source.notes),
-        "parameters": source.parameters,
-        "bytes": source.bytes,
-        "bits_per_weight": source.bits,
-        "dtype": source.dtype,
-        "gridded": source.gridded,
-        "demonstration": source.demonstration,
-        "config": shape_config(parent.module.config.to_dict()),
-    }
+def _local_engine(model: LoadedModel, plan: EnginePlan) -> TransformersEngine:
+    from evalq.models.hf import TransformersEngine
+
+    return TransformersEngine(model, plan)
 
 
-def _suite_info(tasks: Sequence[BuiltTask]) -> list[dict[str, Any]]:
-    suites: dict[str, dict[str, Any]] = {}
-    for task in tasks:
-        entry = suites.setdefault(task.suite, {"name": task.suite, "tasks": []})
-        entry["version"] = task.suite_version
-        entry["tasks"].append(
-            {
-                "task": task.name,
-                "version": task.version,
-                "slice": task.slice,
-                "metric": task.metric,
-                "filter": task.filter,
-                "items": len(task.items),
-                "notes": list(task.notes),
-            }
-        )
-    return list(suites.values())
+def _ask_vllm(session: _Session, label: str, identity: str, path: Path, plan: EnginePlan) -> None:
+    """Ask through vLLM, where the plan wants it; no other model may be in memory."""
+    if plan.kind != "vllm":
+        return
+    from evalq.models.vllm_offline import VllmEngine
+
+    engine = VllmEngine(path, plan)
+    try:
+        session.ask(label, identity, engine)
+    finally:
+        engine.close()
 
 
-def _with_parent(session: _Session, parent: LoadedModel, inputs: Inputs) -> list[_Made]:
+def _with_parent(session: _Session, parent: LoadedModel, inputs: Inputs) -> list[Made]:
     """All that needs the parent in memory: its artifacts, its answers, its pass over text."""
     plan = session.plan
     made = _artifacts(session, parent, inputs)
-    engine = _engine(parent, plan.engine)
-    answered = evaluate(
-        engine, PARENT, parent.hash, session.tasks, session.journal, session.progress
-    )
-    refuse_unscorable(answered)
-    session.parent_items = answered
-    session.items += answered
+    engine = _local_engine(parent, plan.engine)
+    if plan.engine.kind == "transformers":
+        session.ask(PARENT, parent.hash, engine)
     if inputs.text is not None:
         session.info["fidelity"] = {
             "text": inputs.text.name,
@@ -286,38 +320,21 @@ def _with_parent(session: _Session, parent: LoadedModel, inputs: Inputs) -> list
     return made
 
 
-def _artifacts(session: _Session, parent: LoadedModel, inputs: Inputs) -> list[_Made]:
+def _artifacts(session: _Session, parent: LoadedModel, inputs: Inputs) -> list[Made]:
     from evalq.quantize.config import METHODS
 
     made = []
     for variant in session.plan.variants:
-        if variant.artifact:
-            made.append(_Made(variant, inputs.given[variant.label]))
-            continue
         if not variant.method:
-            made.append(_Made(variant, None))
+            made.append(Made(variant, inputs.given.get(variant.label)))
             continue
         needed = inputs.calibration if METHODS.get(variant.method).needs_calibration else None
         folder = session.directory.artifacts
         artifact = make_variant(
             parent, variant, needed, session.plan.seed, folder, session.progress
         )
-        made.append(_Made(variant, artifact))
+        made.append(Made(variant, artifact))
     return made
-
-
-def _ask(session: _Session, engine: Engine, label: str, identity: str) -> None:
-    """Append the records of what is not the parent; an adaptive run says where it stopped."""
-    plan = session.plan
-    given = (engine, label, identity, session.tasks, session.journal)
-    if not plan.adaptive.enabled:
-        session.items += evaluate(*given, session.progress)
-        return
-    rule = Rule(plan.stop_margin, plan.recommend.confidence, plan.seed)
-    records, stops = evaluate_adaptively(*given, session.parent_items, rule, session.progress)
-    session.items += records
-    adaptive = session.info.setdefault("adaptive", {"confidence": rule.confidence, "variants": {}})
-    adaptive["variants"][label] = stops
 
 
 def _fidelity_of(session: _Session, label: str, key: str, model: LoadedModel) -> None:
@@ -336,31 +353,44 @@ def _fidelity_of(session: _Session, label: str, key: str, model: LoadedModel) ->
     session.fidelity += records
 
 
-def _with_variant(session: _Session, made: _Made) -> dict[str, Any]:
+def _with_variant(session: _Session, made: Made) -> dict[str, Any]:
     """Load one artifact from its files, ask and compare it; returns its row of run.json."""
     from evalq.models.load import load_artifact, load_parent
 
     plan, artifact, label = session.plan, made.artifact, made.plan.label
+    if made.plan.endpoint is not None:
+        served = session.served[label]
+        session.ask(label, served.identity, served)
+        return served_row(label, served)
     if artifact is None:
         model = load_parent(plan.parent, plan.engine)
     else:
         model = load_artifact(artifact.path, plan.engine)
     model.kv_bits = made.plan.kv_bits
     identity = made.identity(model.hash)
-    engine = _engine(model, plan.engine)
-    _ask(session, engine, label, identity)
+    if plan.engine.kind == "transformers":
+        session.ask(label, identity, _local_engine(model, plan.engine))
     _fidelity_of(session, label, content_hash([label, identity]), model)
-    row = _variant_row(made, model)
+    row = variant_row(made, model)
     # What is said of the whole run is not said again of every variant.
     row["warnings"] = [w for w in row["warnings"] if w not in session.info["warnings"]]
+    path = model.source.path
+    del model
+    _ask_vllm(session, label, identity, path, plan.engine)
     return row
 
 
 def _with_control(session: _Session, parent_hash: str) -> dict[str, Any]:
-    """The parent against itself: half the batch, and another precision of arithmetic."""
+    """The parent against itself: half the batch, and another precision of arithmetic; an endpoint
+    is asked everything a second time."""
+    from evalq.models.endpoint import EndpointEngine
     from evalq.models.load import load_parent
 
     plan = session.plan
+    if plan.parent_endpoint is not None:
+        again = session.served[CONTROL] = EndpointEngine(plan.parent_endpoint, repeat=CONTROL)
+        session.ask(CONTROL, parent_hash, again)
+        return {"variant": CONTROL, "what": "the parent's endpoint, asked everything again"}
     stored = session.info["parent"]["dtype"]
     used = "float32" if plan.engine.dtype == "float32" else plan.engine.dtype
     model = load_parent(plan.parent, plan.engine)
@@ -372,9 +402,12 @@ def _with_control(session: _Session, parent_hash: str) -> dict[str, Any]:
         model = load_parent(plan.parent, benign)
     else:
         benign = plan.engine.model_copy(update={"batch_tokens": _half(plan)})
-    engine = _engine(model, benign)
-    _ask(session, engine, CONTROL, parent_hash)
+    if plan.engine.kind == "transformers":
+        session.ask(CONTROL, parent_hash, _local_engine(model, benign))
     _fidelity_of(session, CONTROL, content_hash([CONTROL, parent_hash, other, used]), model)
+    path = model.source.path
+    del model
+    _ask_vllm(session, CONTROL, parent_hash, path, benign)
     return {
         "variant": CONTROL,
         "what": f"the parent again, computed in {other} instead of {running}, with half the batch",
@@ -385,62 +418,3 @@ def _with_control(session: _Session, parent_hash: str) -> dict[str, Any]:
 
 def _half(plan: Plan) -> int:
     return max(1, plan.engine.batch_tokens // 2)
-
-
-def _parent_row(parent: LoadedModel) -> dict[str, Any]:
-    source = parent.source
-    dtype = source.dtype
-    return {
-        "name": PARENT,
-        "hash": parent.hash,
-        "kind": "parent",
-        "method": "",
-        "scheme": dtype,
-        "bits": _dense_bits(dtype),
-        "group_size": None,
-        "symmetric": None,
-        "path": str(source.path),
-        "bytes": source.bytes,
-        "bits_per_weight": source.bits,
-        "execution": parent.execution,
-        "calibration": None,
-        "warnings": list(source.notes),
-        "quantize_seconds": 0.0,
-    }
-
-
-def _variant_row(made: _Made, model: LoadedModel) -> dict[str, Any]:
-    artifact, plan = made.artifact, made.plan
-    manifest = {} if artifact is None else artifact.manifest
-    scheme = manifest.get("scheme") or {}
-    text = str(scheme.get("text", "")) if artifact is not None else model.source.dtype
-    warnings = [*manifest.get("warnings", []), *model.source.notes]
-    if plan.kv_bits is not None:
-        text += f"{'-' if text else ''}kv{plan.kv_bits}"
-        warnings.append(
-            f"the KV cache is rounded to {plan.kv_bits} bits in the evaluation; its speed and its "
-            "memory are not measured"
-        )
-    return {
-        "name": plan.label,
-        "hash": made.identity(model.hash),
-        "kind": "made" if plan.method else "artifact",
-        "method": manifest.get("method", ""),
-        "scheme": text,
-        "bits": scheme.get("bits") if artifact is not None else _dense_bits(model.source.dtype),
-        "kv_bits": plan.kv_bits,
-        "group_size": scheme.get("group_size"),
-        "symmetric": scheme.get("symmetric"),
-        "path": str(model.source.path),
-        "bytes": model.source.bytes,
-        "bits_per_weight": model.source.bits,
-        "execution": model.execution,
-        "calibration": manifest.get("calibration"),
-        "warnings": warnings,
-        "quantize_seconds": manifest.get("seconds", 0.0),
-        **layer_record(manifest),
-    }
-
-
-def _dense_bits(dtype: str) -> int:
-    return {"float32": 32}.get(dtype, 16)

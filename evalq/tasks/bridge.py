@@ -18,7 +18,7 @@ from evalq.errors import TaskError
 from evalq.schema import Request, Response
 from evalq.tasks.items import Identity, Item, ItemScore, describe_item
 from evalq.tasks.load import LoadedTask, compiled_templates, load_task, quiet, seeded
-from evalq.tasks.prompts import PromptSettings
+from evalq.tasks.prompts import Conversations, PromptSettings
 from evalq.tasks.requests import as_lm_eval, to_requests
 from evalq.tasks.scoring import (
     FAULT,
@@ -347,14 +347,15 @@ def _assemble(
     metric = choose_metric(identity.task, wanted[0], task)
     filter_name = choose_filter(identity.task, wanted[1], task)
     task.set_fewshot_seed(seed=prompts.fewshot_seed)
+    chat = None if prompts.chat_template is None else Conversations(prompts.chat_template)
     try:
         with quiet(), seeded(), compiled_templates():
             task.build_all_requests(
                 limit=limit,
                 system_instruction=prompts.system or None,
-                apply_chat_template=prompts.chat_template is not None,
+                apply_chat_template=chat is not None,
                 fewshot_as_multiturn=prompts.multiturn,
-                chat_template=prompts.chat_template,
+                chat_template=chat,
             )
     except TaskError:
         raise
@@ -379,7 +380,7 @@ def _assemble(
         source=loaded.source,
         notes=loaded.notes,
         items=items,
-        requests=to_requests(task.instances, identity.task),
+        requests=to_requests(task.instances, identity.task, chat),
         task=task,
     )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from evalq.errors import TaskError
 from evalq.schema import Request, Response
+from evalq.tasks.prompts import Conversations
 
 __all__ = ["as_lm_eval", "to_requests"]
 
@@ -27,12 +29,15 @@ _SAMPLING_ONLY = {"top_p", "top_k", "typical_p", "min_p"}
 """Settings that greedy decoding does not look at."""
 
 
-def to_requests(instances: Iterable[Any], task: str) -> list[Request]:
+def to_requests(
+    instances: Iterable[Any], task: str, conversations: Conversations | None = None
+) -> list[Request]:
     """One request an instance and repeat, in order.
 
     Args:
         instances: ``lm_eval.api.instance.Instance`` objects.
         task: for messages.
+        conversations: the chat template that prompts were made with.
 
     Raises:
         TaskError: an instance that asks for what evalq's engines cannot do (beam search, sampling
@@ -49,7 +54,9 @@ def to_requests(instances: Iterable[Any], task: str) -> list[Request]:
                 f"{[type(text).__name__ for text in texts]}"
             )
         if kind == "generate_until":
-            out += _generate(arguments[0], arguments[1], int(instance.repeats), task)
+            said = conversations.of(arguments[0], task) if conversations else ()
+            asked = _generate(arguments[0], arguments[1], int(instance.repeats), task)
+            out += [replace(request, messages=said) for request in asked]
         elif kind == "loglikelihood":
             request = Request("loglikelihood", arguments[0], continuation=arguments[1])
             out += [request] * int(instance.repeats)

@@ -22,6 +22,12 @@ def fake_tokens(text: str) -> list[str]:
     return [text[i : i + 3] for i in range(0, len(text), 3)]
 
 
+def byte_tokens(text: str) -> list[bytes]:
+    """Pieces of two bytes: many are no whole characters."""
+    raw = text.encode()
+    return [raw[i : i + 2] for i in range(0, len(raw), 2)]
+
+
 class Faulty(ThreadingHTTPServer):
     """Answers rightly, except that each request fails in one of ``faults`` with ``share``.
 
@@ -42,6 +48,10 @@ class Faulty(ThreadingHTTPServer):
         self.bodies: list[dict] = []
         self.under_way = self.most_under_way = 0
         self.silence = 30.0
+        self.refused = ""  # a prompt that gets a 400
+        self.page = b""  # answered in place of JSON
+        self.status = 0  # of every reply, if not 0
+        self.cut = ""  # how tokens that are no whole characters are named
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
@@ -94,6 +104,12 @@ class _Handler(BaseHTTPRequestHandler):
             given = self.headers.get("Authorization", "")
             self._send(401, json.dumps({"error": f"bad key {given}"}).encode())
             return
+        if server.page or server.status:
+            self._send(server.status or 200, server.page or b'{"error": "no"}')
+            return
+        if server.refused and body.get("prompt") == server.refused:
+            self._send(400, b'{"error": "too long"}')
+            return
         fault = server.fault()
         if fault:
             with server.lock:
@@ -132,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _right(self, body: dict) -> dict | None:
         if self.path.endswith("/chat/completions"):
-            text = "said: " + body["messages"][0]["content"][::-1]
+            text = "said: " + body["messages"][-1]["content"][::-1]
             choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         elif body.get("echo"):
             if not self.server.echo:
@@ -142,13 +158,28 @@ class _Handler(BaseHTTPRequestHandler):
             text = body["prompt"][::-1]
             ended = "length" if len(text) > body["max_tokens"] else "stop"
             choice = {"text": text[: body["max_tokens"]], "finish_reason": ended}
+        read = 1 + len(byte_tokens(body["prompt"])) if self.server.cut else 3
         return {
             "choices": [choice],
-            "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+            "usage": {"prompt_tokens": read, "completion_tokens": 2},
             "system_fingerprint": "one",
         }
 
+    def _echo_bytes(self, prompt: str) -> dict:
+        tokens = ["<s>"]
+        for piece in byte_tokens(prompt):
+            try:
+                tokens.append(piece.decode())
+            except UnicodeDecodeError:
+                named = "bytes:" + "".join(f"\\x{b:02x}" for b in piece)
+                tokens.append(named if self.server.cut == "bytes" else "\ufffd")
+        values = [None, *(fake_logprob(str(i), "") for i in range(len(tokens) - 1))]
+        tops = [None if v is None else {"other": -1.0} for v in values]
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops}
+
     def _echo(self, prompt: str) -> dict:
+        if self.server.cut:
+            return self._echo_bytes(prompt)
         tokens = [*fake_tokens(prompt), "!"]
         values: list[float | None] = [
             fake_logprob(t, "".join(tokens[:i])) for i, t in enumerate(tokens)
