@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -138,12 +138,15 @@ class Recommendation:
         why: one or two sentences.
         saving: share of the parent's bytes that it saves (0 for the parent).
         candidates: all variants with a size, cheapest first.
+        unsized: endpoints, whose size is unknown, to why they do not keep the margins (empty if
+            they do). They are judged and never recommended for being small.
     """
 
     variant: str
     why: str
     saving: float
     candidates: tuple[Candidate, ...]
+    unsized: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _finite(value: object) -> float | None:
@@ -193,6 +196,8 @@ def _axis_costs(run: Run, axis: MeasuredAxis) -> tuple[dict[str, float], dict[st
         value = {"bytes": cost.bytes, "decode": cost.decode, "prefill": cost.prefill}[axis]
         if name not in run.measured:
             left_out[name] = "it has no item records"
+        elif cost.execution == "endpoint":
+            left_out[name] = f"it is an endpoint: its {AXES[axis]} are unknown"
         elif value is None or value <= 0:
             left_out[name] = f"its {AXES[axis]} were not measured"
         elif axis != "bytes" and cost.execution == "dequantized":
@@ -371,14 +376,19 @@ def recommend(
     costs = variant_costs(run)
     parent_bytes = costs[run.parent].bytes
     candidates = []
+    unsized: dict[str, tuple[str, ...]] = {}
     for comparison in comparisons:
         if comparison.baseline != run.parent:
             raise ComparisonError(
                 f"a recommendation is against the parent, not {comparison.baseline!r}"
             )
         size = costs[comparison.variant].bytes
-        if comparison.variant != run.parent and size is not None:
+        if comparison.variant == run.parent:
+            continue
+        if size is not None:
             candidates.append(_candidate(comparison, int(size), plan))
+        elif costs[comparison.variant].execution == "endpoint":
+            unsized[comparison.variant] = _candidate(comparison, 0, plan).reasons
     if parent_bytes is not None:
         candidates.append(Candidate(run.parent, int(parent_bytes), True, 0.0, (), ()))
     candidates.sort(key=lambda c: (c.bytes, c.variant))
@@ -387,7 +397,19 @@ def recommend(
     name = chosen.variant if chosen else run.parent
     saving = 1 - chosen.bytes / parent_bytes if chosen and parent_bytes else 0.0
     why = _why(run, name, candidates, {c.variant: c for c in comparisons}, plan)
-    return Recommendation(name, why, saving, tuple(candidates))
+    why += _unsized_text(unsized, plan)
+    return Recommendation(name, why, saving, tuple(candidates), unsized)
+
+
+def _unsized_text(unsized: Mapping[str, tuple[str, ...]], plan: RecommendPlan) -> str:
+    """A sentence for each endpoint."""
+    margins = f"{plan.margin_pp:g} pp overall and {plan.slice_margin_pp:g} pp a slice"
+    out = ""
+    for name, reasons in unsized.items():
+        verdict = "not shown" if reasons else "shown"
+        out += f" {name}, an endpoint of unknown size, is {verdict} to stay within {margins}"
+        out += f": {reasons[0]}." if reasons else "."
+    return out
 
 
 def _why(
@@ -401,6 +423,12 @@ def _why(
     ours = next((c.bytes for c in candidates if c.variant == chosen), 0)
     cheaper = [c for c in candidates if not c.qualifies and c.bytes < (1 - SAME_SIZE) * ours]
     if chosen == run.parent:
+        if not any(c.variant == chosen for c in candidates):
+            if candidates:
+                return f"No variant of known size is shown to stay within {margins}."
+            return "Nothing can be recommended by size: the parent's is unknown."
+        if len(candidates) == 1:
+            return "No variant beside the parent has a known size."
         if not cheaper:
             return "No variant with scored items is smaller than the parent."
         nearest = _best_of_size(cheaper, cheaper[-1].bytes)

@@ -157,6 +157,12 @@ def _notes(shared: Shared, data: Sequence[ReportData], context: int | None) -> l
     for name, asked in zip(shared.names, shared.asked, strict=True):
         if asked > common:
             notes.append(f"{name} was asked {asked:,} items; {common:,} of them count here.")
+    for name, one in zip(shared.names, data, strict=True):
+        if one.served:
+            notes.append(
+                f"Of {name} without a place here, as sizes of endpoints are unknown: "
+                f"{', '.join(one.served)}."
+            )
     if context is None:
         notes.append("The KV cache could not be modelled for every run: memory is weights alone.")
     for name, one in zip(shared.names, data, strict=True):

@@ -26,6 +26,7 @@ from evalq.frontier import (
     variant_costs,
 )
 from evalq.report.palette import Tier, tier_of
+from evalq.report.text import UNKNOWN, bytes_text
 
 __all__ = ["ReportData", "Unevenness", "collect"]
 
@@ -90,6 +91,29 @@ class ReportData:
         return tuple(parent.slices) if parent else ()
 
     @property
+    def served(self) -> tuple[str, ...]:
+        """Variants that an endpoint answers for: what they store and cost is unknown."""
+        return tuple(n for n, c in self.costs.items() if c.execution == "endpoint")
+
+    def size_text(self, variant: str) -> str:
+        """Bytes on disk, with a unit."""
+        return UNKNOWN if variant in self.served else bytes_text(self.costs[variant].bytes)
+
+    def bits_text(self, variant: str) -> str:
+        """Bits a weight, all in."""
+        bits = self.costs[variant].bits_per_weight
+        if variant in self.served:
+            return UNKNOWN
+        return "–" if bits is None else f"{bits:.2f}"
+
+    def kl_text(self, variant: str) -> str:
+        """Mean KL in nats; an endpoint shows no distributions to compare."""
+        found = self.fidelity.get(variant)
+        if found is not None:
+            return f"{found.kl_mean:.2g}"
+        return "n/a" if variant in self.served and variant != self.run.parent else "–"
+
+    @property
     def dequantized(self) -> tuple[str, ...]:
         """Variants whose speed is not their format's."""
         return tuple(n for n, c in self.costs.items() if c.execution == "dequantized")
@@ -130,7 +154,10 @@ def _warnings(run: Run, comparisons: Mapping[str, Comparison]) -> tuple[str, ...
     truncated = run.items.groupby("variant", observed=True)["truncated"].sum()
     for name in run.measured:
         if truncated[name]:
-            out.append(f"{name}: {int(truncated[name])} items were truncated to fit the context")
+            out.append(
+                f"{name}: {int(truncated[name])} items were truncated: the prompt to fit the "
+                "context, or the answer at its limit of tokens"
+            )
     return tuple(out)
 
 

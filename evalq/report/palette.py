@@ -41,6 +41,7 @@ TIERS: Mapping[str, Tier] = {
         Tier("4", "int4", "#00825f", "#2fcf9f"),
         Tier("3", "int3", "#b87700", "#f2b632"),
         Tier("2", "int2", "#c84e00", "#ff8a4c"),
+        Tier("endpoint", "endpoint", "#6a51a3", "#b9a6e8"),
         Tier("other", "other", "#a8518a", "#e29cc7"),
     )
 }
@@ -64,6 +65,8 @@ def tier_of(entry: Mapping[str, Any]) -> Tier:
     """The tier of a variant by its entry in run.json."""
     if entry.get("kind") == "parent":
         return TIERS["parent"]
+    if entry.get("kind") == "endpoint":
+        return TIERS["endpoint"]
     return TIERS.get(str(entry.get("bits")), TIERS["other"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evalq import __version__
@@ -13,7 +13,7 @@ from evalq.report.flips import FlipPack
 from evalq.report.frames import ReportData
 from evalq.report.plane import cost_text, frontier_chart, near_points
 from evalq.report.text import (
-    bytes_text,
+    UNKNOWN,
     clip,
     interval_text,
     p_text,
@@ -31,6 +31,7 @@ __all__ = [
     "heatmap",
     "kl_table",
     "perplexity_rows",
+    "prompts_text",
     "variant_rows",
 ]
 
@@ -94,25 +95,23 @@ def heatmap(data: ReportData) -> dict[str, Any]:
 def variant_rows(data: ReportData) -> list[dict[str, Any]]:
     """The big table: one row a variant."""
     out = []
-    reasons = {c.variant: c for c in data.recommendation.candidates}
+    reasons = {c.variant: c.reasons for c in data.recommendation.candidates}
+    reasons |= data.recommendation.unsized
     for index, name in enumerate(data.run.variants):
-        cost = data.costs[name]
         comparison = data.comparisons.get(name)
         overall = comparison.overall if comparison else None
         worst = comparison.worst(data.run.recommend.min_items) if comparison else None
-        fidelity = data.fidelity.get(name)
         point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
         is_parent = name == data.run.parent
-        candidate = reasons.get(name)
-        bits = cost.bits_per_weight
+        why = reasons.get(name)
         out.append(
             {
                 "index": index,
                 "name": visible(name),
                 "tier": data.tier(name),
                 "recommended": name == data.recommendation.variant,
-                "bytes": bytes_text(cost.bytes),
-                "bits": "–" if bits is None else f"{bits:.2f}",
+                "bytes": data.size_text(name),
+                "bits": data.bits_text(name),
                 "accuracy": f"{100 * overall.accuracy:.1f} %" if overall else "–",
                 "delta": pp(overall.delta) if overall and not is_parent else "–",
                 "ci": interval_text(overall.ci) if overall and not is_parent else "",
@@ -120,11 +119,11 @@ def variant_rows(data: ReportData) -> list[dict[str, Any]]:
                 "p": p_text(overall.p_worse) if overall and not is_parent else "–",
                 "worst": visible(worst.slice) if worst and not is_parent else "–",
                 "worst_delta": pp(worst.delta) if worst and not is_parent else "",
-                "kl": f"{fidelity.kl_mean:.2g}" if fidelity else "–",
+                "kl": data.kl_text(name),
                 "frontier": f"{point.probability:.2f}" if point else "–",
                 "on": bool(point and point.on_frontier),
-                "qualifies": candidate.qualifies if candidate else None,
-                "reasons": [visible(r) for r in candidate.reasons] if candidate else [],
+                "qualifies": None if why is None else not why,
+                "reasons": [visible(r) for r in why or ()],
             }
         )
     return out
@@ -155,7 +154,7 @@ def frontiers(data: ReportData) -> list[dict[str, Any]]:
     """The views of the frontier: by bytes, close to the parent, and by measured speeds."""
     out = []
     for axis, found in data.frontiers.items():
-        if axis != "bytes" and len(found.points) < 2:
+        if not found.points or (axis != "bytes" and len(found.points) < 2):
             continue
         rows = [
             {
@@ -209,6 +208,7 @@ def facts(data: ReportData) -> list[tuple[str, str]]:
     return [
         ("run", f"{info['name']}, made {info.get('created', '')}, {info['status']}"),
         ("parent", f"{parent.get('name')} · {parent.get('dtype', '')} · {parent.get('hash')}"),
+        ("prompts", prompts_text(info.get("prompts"))),
         ("parent's notes", "; ".join(map(str, parent.get("notes") or [])) or "none"),
         ("plan hash", str(info.get("plan_hash", ""))),
         ("seed", str(info.get("seed", ""))),
@@ -219,12 +219,34 @@ def facts(data: ReportData) -> list[tuple[str, str]]:
     ]
 
 
+def prompts_text(record: Mapping[str, Any] | None) -> str:
+    """How items became prompts, by run.json's ``prompts``."""
+    if not record or (not record.get("chat_template") and not record.get("system")):
+        return "plain text"
+    template = record.get("chat_template")
+    out = "plain text"
+    if template:
+        digest = f" ({str(template.get('sha256'))[:12]})" if template.get("sha256") else ""
+        out = f"chat template: {template.get('source')}{digest}"
+        out += ", examples as turns" if record.get("multiturn") else ", examples in one message"
+    if record.get("system"):
+        out += f"; system message: {clip(str(record['system']), 200)}"
+    return out
+
+
+def _scheme(entry: Mapping[str, Any]) -> str:
+    place = entry.get("endpoint")
+    if not place:
+        return str(entry.get("scheme") or "")
+    return f"{UNKNOWN}; {place.get('api')} of {place.get('url')}, model {place.get('model')}"
+
+
 def artifacts(data: ReportData) -> list[dict[str, str]]:
     """Scheme, content hash and calibration of every variant."""
     out = []
     for entry in data.run.info["variants"]:
         calibration = entry.get("calibration")
-        text = "none"
+        text = UNKNOWN if entry.get("endpoint") else "none"
         if calibration:
             text = (
                 f"{calibration.get('source')}, {calibration.get('samples')} × "
@@ -233,7 +255,7 @@ def artifacts(data: ReportData) -> list[dict[str, str]]:
         out.append(
             {
                 "name": visible(str(entry["name"])),
-                "scheme": visible(str(entry.get("scheme") or "")),
+                "scheme": visible(_scheme(entry)),
                 "hash": visible(str(entry.get("hash") or "")),
                 "calibration": visible(text),
             }
@@ -264,7 +286,7 @@ def cards(data: ReportData) -> Sequence[dict[str, str]]:
     overall = comparison.overall if comparison else None
     worst = comparison.worst(data.run.recommend.min_items) if comparison else None
     is_parent = chosen == data.run.parent
-    size = bytes_text(data.costs[chosen].bytes)
+    size = data.size_text(chosen)
     saving = data.recommendation.saving
     out = [
         {"label": "Recommended", "value": visible(chosen), "note": data.tier(chosen).name},

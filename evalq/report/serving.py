@@ -7,7 +7,7 @@ from typing import Any
 from evalq.report.capacity import DEVICES, capacity
 from evalq.report.frames import ReportData
 from evalq.report.layers import Layer, bits_chart, mixed_layers, sensitivity_chart
-from evalq.report.text import bytes_text, dollars_text, speed_text, visible
+from evalq.report.text import UNKNOWN, bytes_text, dollars_text, speed_text, visible
 
 __all__ = ["LISTED_LAYERS", "capacity_rows", "cost_rows", "mixed_rows", "price_note"]
 
@@ -22,16 +22,17 @@ def cost_rows(data: ReportData) -> list[dict[str, Any]]:
     out = []
     for name in data.run.variants:
         cost = data.costs[name]
+        unknown = name in data.served
         out.append(
             {
                 "name": visible(name),
                 "tier": data.tier(name).key,
-                "bytes": bytes_text(cost.bytes),
-                "memory": bytes_text(cost.peak_memory_bytes),
+                "bytes": data.size_text(name),
+                "memory": UNKNOWN if unknown else bytes_text(cost.peak_memory_bytes),
                 "execution": visible(str(cost.execution)) or "–",
                 "own": cost.execution != "dequantized",
-                "prefill": speed_text(cost.prefill),
-                "decode": speed_text(cost.decode),
+                "prefill": UNKNOWN if unknown else speed_text(cost.prefill),
+                "decode": UNKNOWN if unknown else speed_text(cost.decode),
                 "price": dollars_text(prices[name]) if name in prices else "–",
             }
         )

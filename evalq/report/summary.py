@@ -8,7 +8,7 @@ from typing import Any
 
 from evalq.compare import Comparison, SliceResult
 from evalq.report.frames import ReportData
-from evalq.report.text import bytes_text, interval_text, markdown_safe, pp
+from evalq.report.text import interval_text, markdown_safe, pp
 from evalq.report.words import headline, limits, unevenness_text
 from evalq.schema import FORMAT_VERSION
 
@@ -46,8 +46,10 @@ def _variant(data: ReportData, name: str) -> dict[str, Any]:
     point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
     fidelity = data.fidelity.get(name)
     own_speed = cost.execution != "dequantized"
+    place = entry.get("endpoint")
     return {
         "name": name,
+        **({"endpoint": dict(place)} if place else {}),
         "hash": entry.get("hash"),
         "method": entry.get("method") or None,
         "bits": entry.get("bits"),
@@ -74,7 +76,8 @@ def summary(data: ReportData) -> dict[str, Any]:
 
     Accuracies and their differences are in [0, 1], sizes in bytes, KL in nats a token. What was not
     measured is ``null``, and so is the speed of a variant that ran dequantized (costs.csv has it,
-    labelled); the parent against itself has a delta of 0 by identity.
+    labelled); the parent against itself has a delta of 0 by identity. An endpoint has the key
+    ``endpoint`` (url, model, api), and sizes and bits of ``null``.
     """
     info = data.run.info
     parent = data.costs[data.run.parent]
@@ -107,22 +110,19 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _variant_cells(data: ReportData, name: str) -> list[str]:
-    cost = data.costs[name]
     comparison: Comparison | None = data.comparisons.get(name)
     overall = comparison.overall if comparison else None
     worst = comparison.worst(data.run.recommend.min_items) if comparison else None
-    fidelity = data.fidelity.get(name)
     is_parent = name == data.run.parent
     shown = f"**{markdown_safe(name)}**" if name == data.recommendation.variant else None
-    bits = cost.bits_per_weight
     return [
         shown or markdown_safe(name),
-        bytes_text(cost.bytes),
-        "–" if bits is None else f"{bits:.2f}",
+        data.size_text(name),
+        data.bits_text(name),
         f"{100 * overall.accuracy:.1f} %" if overall else "–",
         f"{pp(overall.delta)} ({interval_text(overall.ci)})" if overall and not is_parent else "–",
         f"{markdown_safe(worst.slice)} {pp(worst.delta)}" if worst and not is_parent else "–",
-        f"{fidelity.kl_mean:.2g}" if fidelity else "–",
+        data.kl_text(name),
     ]
 
 

@@ -51,7 +51,9 @@ def _variant_row(data: ReportData, name: str) -> dict[str, object]:
     comparison = data.comparisons.get(name)
     overall = comparison.overall if comparison else None
     point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
-    candidate = next((c for c in data.recommendation.candidates if c.variant == name), None)
+    why = {c.variant: c.reasons for c in data.recommendation.candidates}
+    why |= data.recommendation.unsized
+    reasons = why.get(name)
     fidelity = data.fidelity.get(name)
     return {
         "variant": name,
@@ -72,8 +74,8 @@ def _variant_row(data: ReportData, name: str) -> dict[str, object]:
         "kl_mean": fidelity.kl_mean if fidelity else None,
         "on_frontier": point.on_frontier if point else None,
         "frontier_probability": point.probability if point else None,
-        "qualifies": candidate.qualifies if candidate else None,
-        "reasons": "; ".join(candidate.reasons) if candidate else "",
+        "qualifies": None if reasons is None else not reasons,
+        "reasons": "; ".join(reasons or ()),
     }
 
 

@@ -67,24 +67,23 @@ def _variants(data: ReportData, width: int) -> Table:
         ("worst slice", 20 + room // 2, False),
         *more,
     )
-    for name, cost in data.costs.items():
+    for name in data.costs:
         comparison = data.comparisons.get(name)
         overall = comparison.overall if comparison else None
         worst = comparison.worst(data.run.recommend.min_items) if comparison else None
         is_parent = name == data.run.parent
-        fidelity = data.fidelity.get(name)
         point = next((p for p in data.frontiers["bytes"].points if p.variant == name), None)
         chosen = name == data.recommendation.variant
         cells: list[RenderableType] = [
             safe(("▸ " if chosen else "  ") + name, "bold green" if chosen else ""),
-            bytes_text(cost.bytes),
+            data.size_text(name),
             f"{100 * overall.accuracy:.1f} %" if overall else "–",
             _effect(overall) if overall and not is_parent else "–",
             safe(f"{pp(worst.delta)} {worst.slice}") if worst and not is_parent else "–",
         ]
         if more:
             on = "●" if point and point.on_frontier else " "
-            cells.append(f"{fidelity.kl_mean:.2g}" if fidelity else "–")
+            cells.append(data.kl_text(name))
             cells.append(f"{point.probability:.2f}{on}" if point else "–")
         table.add_row(*cells)
     return table

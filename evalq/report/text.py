@@ -10,6 +10,7 @@ import math
 import re
 
 __all__ = [
+    "UNKNOWN",
     "bytes_text",
     "clip",
     "csv_safe",
@@ -22,6 +23,9 @@ __all__ = [
     "speed_text",
     "visible",
 ]
+
+UNKNOWN = "unknown"
+"""What is shown of an endpoint's size, bits and cost: not missing, but beyond knowing."""
 
 # C0 and C1 controls but tab and newline; bidi embeddings, overrides and isolates; line and
 # paragraph separators; zero-width space, word joiner and BOM; Unicode tags; surrogates. The joiners

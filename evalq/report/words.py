@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evalq.report.adaptive import adaptive_limits, saved_text
 from evalq.report.frames import ReportData
-from evalq.report.text import bytes_text, interval_text, pp
+from evalq.report.text import interval_text, pp
 
 __all__ = ["banners", "headline", "limits", "unevenness_text"]
 
@@ -13,8 +13,15 @@ def headline(data: ReportData) -> str:
     """The verdict in one sentence."""
     name = data.recommendation.variant
     comparison = data.comparisons.get(name)
-    size = bytes_text(data.costs[name].bytes)
+    size = data.size_text(name)
     if name == data.run.parent or comparison is None or comparison.overall is None:
+        if len(data.recommendation.candidates) <= 1 and data.recommendation.unsized:
+            return _served_headline(data)
+        if name in data.served:
+            return (
+                "Keep the parent's endpoint: no variant is shown to keep its quality within the "
+                "margins."
+            )
         return (
             f"Ship the parent ({size}): no smaller variant is shown to keep its quality within "
             "the margins."
@@ -29,10 +36,31 @@ def headline(data: ReportData) -> str:
         "no loss measured" if overall.delta >= 0 else f"a loss of {pp(-overall.delta, sign=False)}"
     )
     change = f"{pp(overall.delta)}, " if overall.delta >= 0 else ""
-    return (
-        f"Ship {name} ({size}): {100 * data.recommendation.saving:.0f} % smaller than the parent, "
-        f"at {loss} ({change}{level} interval of the change {interval_text(overall.ci)}){where}."
-    )
+    saving = f"{100 * data.recommendation.saving:.0f} % smaller than the parent"
+    if data.run.parent in data.served:
+        saving = "in place of the parent's endpoint, whose size is unknown"
+    interval = f"{change}{level} interval of the change {interval_text(overall.ci)}"
+    return f"Ship {name} ({size}): {saving}, at {loss} ({interval}){where}."
+
+
+def _served_headline(data: ReportData) -> str:
+    """The verdict where sizes say nothing: whether endpoints keep the parent's quality."""
+    every = data.recommendation.unsized
+    kept = [name for name, reasons in every.items() if not reasons]
+    if len(every) > 1:
+        names = f" ({', '.join(kept)})" if kept else ""
+        return (
+            f"{len(kept)} of {len(every)} endpoints are shown to keep the parent's quality within "
+            f"the margins{names}."
+        )
+    name = next(iter(every))
+    verdict = "is" if kept else "is not"
+    text = f"{name} {verdict} shown to keep the parent's quality within the margins"
+    overall = data.comparisons[name].overall
+    if overall is None:
+        return f"{text}: it has no scored items."
+    level = f"{100 * overall.confidence:g} %"
+    return f"{text} ({pp(overall.delta)}, {level} interval {interval_text(overall.ci)})."
 
 
 def unevenness_text(data: ReportData) -> list[str]:
@@ -112,6 +140,13 @@ def limits(data: ReportData) -> list[str]:
         )
     elif data.fidelity:
         out.append("There is no negative control: how much of the KL is numerical noise is open.")
+    if data.served:
+        out.append(
+            f"{', '.join(data.served)}: answered by an endpoint, known by its URL and its model's "
+            "name alone. What it stores, its size, bits, speed and cost are unknown, what answers "
+            "there may change at any time, and it shows no distributions to compare, so that it "
+            "has no KL."
+        )
     if not data.fidelity:
         out.append("Fidelity (KL, top-1 agreement, perplexity ratio) was not measured.")
     if all(c.decode is None for c in data.costs.values()):

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from evalq.store import Journal
     from evalq.tasks.bridge import BuiltTask
 
-__all__ = ["check_served", "check_served_plan", "open_served", "without_local_measures"]
+__all__ = [
+    "check_served",
+    "check_served_plan",
+    "open_served",
+    "same_endpoints",
+    "without_local_measures",
+]
 
 
 def check_served_plan(plan: Plan) -> None:
@@ -69,6 +75,16 @@ def open_served(plan: Plan) -> dict[str, EndpointEngine]:
         if variant.endpoint is not None:
             engines[variant.label] = EndpointEngine(variant.endpoint)
     return engines
+
+
+def same_endpoints(engines: Mapping[str, EndpointEngine]) -> list[str]:
+    """A warning for each label whose endpoint another one asks, too: its answers are shared."""
+    first: dict[str, str] = {}
+    return [
+        f"{label} is the same endpoint and model as {other}: it was asked once for both"
+        for label, engine in engines.items()
+        if (other := first.setdefault(engine.identity, label)) != label
+    ]
 
 
 def check_served(

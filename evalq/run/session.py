@@ -51,6 +51,7 @@ from evalq.run.served import (
     check_served,
     check_served_plan,
     open_served,
+    same_endpoints,
     without_local_measures,
 )
 from evalq.run.timing import PARENT, time_variants
@@ -198,6 +199,7 @@ def _measure(session: _Session) -> None:
     else:
         session.info["parent"] = served_parent_info(session.served[PARENT])
     _build_tasks(session, parent)
+    session.warn(same_endpoints(session.served))
     check_served(session.served, session.tasks, session.journal)
     inputs = read_inputs(plan, parent, session.tasks)
     note_calibration(session.info, inputs.calibration)

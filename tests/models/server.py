@@ -51,6 +51,9 @@ class Faulty(ThreadingHTTPServer):
         self.refused = ""  # a prompt that gets a 400
         self.page = b""  # answered in place of JSON
         self.status = 0  # of every reply, if not 0
+        self.refuse_after = 0  # right replies before page and status rule
+        self.requests = 0
+        self.delay = 0.0  # seconds before each reply
         self.cut = ""  # how tokens that are no whole characters are named
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -104,7 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
             given = self.headers.get("Authorization", "")
             self._send(401, json.dumps({"error": f"bad key {given}"}).encode())
             return
-        if server.page or server.status:
+        with server.lock:
+            server.requests += 1
+            refusing = server.requests > server.refuse_after
+        time.sleep(server.delay)
+        if refusing and (server.page or server.status):
             self._send(server.status or 200, server.page or b'{"error": "no"}')
             return
         if server.refused and body.get("prompt") == server.refused:
