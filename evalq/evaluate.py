@@ -64,7 +64,7 @@ def request_keys(requests: Sequence[Request], engine: Engine, model_hash: str) -
     occurrences: Counter[str] = Counter()
     keys = []
     for request in requests:
-        keys.append(journal_key(model_hash, request, settings, occurrences[request.hash]))
+        keys.append(journal_key(model_hash, request, engine.settings, occurrences[request.hash]))
         occurrences[request.hash] += 1
     return keys
 

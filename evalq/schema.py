@@ -148,6 +148,8 @@ class Request:
         seed: for temperature > 0.
         messages: ``(role, content)`` of the conversation that ``context`` is the rendering of;
             empty for plain text. Chat endpoints get these (``generate_until`` only).
+        prompts: hash of the chat template and the system message that it was made with; empty for
+            plain prompts. It keeps answers under one template from standing in for another's.
     """
 
     kind: RequestKind
@@ -158,13 +160,15 @@ class Request:
     temperature: float = 0.0
     seed: int = 0
     messages: tuple[tuple[str, str], ...] = ()
+    prompts: str = ""
 
     @property
     def hash(self) -> str:
         """Identity of the request, by content."""
         data = asdict(self)
-        if not self.messages:  # as before there were any, so that older journals still answer
-            del data["messages"]
+        for name in ("messages", "prompts"):  # as before these were, so that old journals answer
+            if not data[name]:
+                del data[name]
         return content_hash(data)
 
 

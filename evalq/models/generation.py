@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from evalq.errors import ParentError, PlanError
 from evalq.models.encode import resolve_max_length
 from evalq.plan import EnginePlan
 
-__all__ = ["end_tokens", "readable", "repetition_penalty"]
+__all__ = ["end_tokens", "read_generation_config", "readable", "repetition_penalty"]
 
 _UNAPPLIED: dict[str, Any] = {
     "no_repeat_ngram_size": 0,
@@ -48,6 +49,16 @@ def readable(
             hint=f"Give at most {own}, or leave it out.",
         )
     return plan.max_length or own
+
+
+def read_generation_config(path: Path, config: PretrainedConfig) -> GenerationConfig:
+    """The settings that transformers would generate with, had it read the model from ``path``.
+
+    A model that is built from tensors has those of its ``config`` alone.
+    """
+    if (path / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(path)
+    return GenerationConfig.from_model_config(config)
 
 
 def end_tokens(config: Any | None) -> list[int]:

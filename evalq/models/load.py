@@ -21,6 +21,7 @@ from evalq.artifacts.identity import MANIFEST, hash_directory
 from evalq.errors import ArtifactError, EvalqError, MissingDependencyError, ParentError, nearest
 from evalq.models.activations import quantize_inputs
 from evalq.models.base import LoadedModel, ModelSource, SourceKind
+from evalq.models.generation import read_generation_config
 from evalq.models.gguf import load_gguf
 from evalq.models.mapped import check_mapped, free_of_files, mapped_state
 from evalq.models.packed import pack_layers, placeholder
@@ -134,6 +135,7 @@ def load_artifact(path: Path, engine: EnginePlan, packed: bool = False) -> Loade
         for name in _transposed(config, engine) & set(stored.layers):
             state[f"{name}.weight"] = state[f"{name}.weight"].T.contiguous()
         module = _build(None, engine, dtype, ArtifactError, str(path), config=config, state=state)
+        module.generation_config = read_generation_config(path, module.config)
         tokenizer = _tokenizer(path, engine)
     del state
     notes = list(stored.notes)
@@ -358,6 +360,7 @@ def _build_mapped(
     )
     state = mapped_state(files)
     module = _build(None, engine, dtype, ParentError, str(path), config=config, state=state)
+    module.generation_config = read_generation_config(path, module.config)
     check_mapped(module, state, str(path))
     free_of_files(module)
     return module

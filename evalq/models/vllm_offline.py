@@ -20,11 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from evalq.errors import EvalqError, MissingDependencyError, ParentError
 from evalq.models.encode import DEFAULT_MAX_TOKENS, Encoder, Prompt, Scored
-from evalq.models.generation import end_tokens, readable, repetition_penalty
+from evalq.models.generation import (
+    end_tokens,
+    read_generation_config,
+    readable,
+    repetition_penalty,
+)
 from evalq.models.load import load_tokenizer
 from evalq.plan import EnginePlan
 from evalq.schema import Request, RequestKind, Response
@@ -63,7 +68,7 @@ class VllmEngine:
         longest = readable(plan, config, tokenizer, str(path))
         # vLLM reads the scored tokens as a prompt and generates one more: both need room.
         self._encoder = Encoder(tokenizer, max(1, longest - 2))
-        generation = _generation_config(path, config)
+        generation = read_generation_config(path, config)
         self._ends = sorted({self._encoder.eos, *end_tokens(generation)})
         self._penalty = repetition_penalty(generation)
         dtype = _dtype(plan, config)
@@ -225,13 +230,6 @@ def _import_vllm() -> Any:
             hint="Install it into this environment (pip install vllm; it needs a GPU), or leave "
             "engine.kind out.",
         ) from None
-
-
-def _generation_config(path: Path, config: Any) -> GenerationConfig:
-    """The settings that transformers would generate with."""
-    if (path / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(path)
-    return GenerationConfig.from_model_config(config)
 
 
 def _dtype(plan: EnginePlan, config: Any) -> str:

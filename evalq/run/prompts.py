@@ -12,7 +12,7 @@ from evalq.schema import content_hash
 
 if TYPE_CHECKING:
     from evalq.tasks.bridge import BuiltTask
-    from evalq.tasks.prompts import PromptSettings
+    from evalq.tasks.prompts import ChatTemplate, PromptSettings
 
 __all__ = ["prompt_record", "prompt_settings", "prompt_warnings", "prompts_key", "template_file"]
 
@@ -67,22 +67,23 @@ def prompt_settings(plan: Plan, tokenizer: Any | None) -> PromptSettings:
     )
 
     asked = plan.prompts
-    if _chat_only(plan):
-        return PromptSettings(messages_as_text, asked.system, asked.multiturn)
-    if asked.chat_template is False:
-        return PromptSettings(None, asked.system)
     template = template_file(plan)
-    if tokenizer is not None:
+    render: ChatTemplate | None = None
+    if _chat_only(plan):
+        render = messages_as_text
+    elif asked.chat_template is not False and tokenizer is not None:
         render = chat_template_of(tokenizer, template)
     elif template:
         render = plain_template(template)
-    else:
+    elif asked.chat_template is not False:
         raise PlanError(
             "there is no tokenizer here whose chat template could be applied",
             hint="Name a file (prompts.chat_template: template.jinja, or --chat-template FILE), or "
             "use chat endpoints, which apply their own.",
         )
-    return PromptSettings(render, asked.system, asked.multiturn)
+    key = prompts_key(prompt_record(plan, tokenizer))
+    turns = asked.multiturn and render is not None
+    return PromptSettings(render, asked.system, turns, key=key)
 
 
 def prompt_record(plan: Plan, tokenizer: Any | None) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def prompt_record(plan: Plan, tokenizer: Any | None) -> dict[str, Any]:
 
 
 def prompts_key(record: dict[str, Any]) -> str:
-    """The part of the journal's keys that tells templates apart; empty for plain prompts."""
+    """What tells templates apart in every request's hash; empty for plain prompts."""
     template = record["chat_template"]
     if template is None and not record["system"]:
         return ""

@@ -91,7 +91,6 @@ def check_served(
     engines: Mapping[str, EndpointEngine],
     tasks: Sequence[BuiltTask],
     journal: Journal,
-    prompts: str,
 ) -> None:
     """Try every endpoint that still has to answer something.
 
@@ -103,7 +102,7 @@ def check_served(
     open_ones = {
         label: engine
         for label, engine in engines.items()
-        if stored_answers(engine, engine.identity, requests, journal, prompts) is None
+        if stored_answers(engine, engine.identity, requests, journal) is None
     }
     # What needs no request to be known comes first.
     for label, engine in sorted(open_ones.items(), key=lambda pair: pair[1].api != "chat"):

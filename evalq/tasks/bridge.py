@@ -380,7 +380,7 @@ def _assemble(
         source=loaded.source,
         notes=loaded.notes,
         items=items,
-        requests=to_requests(task.instances, identity.task, chat),
+        requests=to_requests(task.instances, identity.task, chat, prompts.key),
         task=task,
     )
 

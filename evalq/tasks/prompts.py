@@ -33,12 +33,15 @@ class PromptSettings:
         system: a system message to put before every prompt.
         multiturn: few-shot examples become turns of the chat instead of one user message.
         fewshot_seed: seed that few-shot examples are drawn with; lm-eval's default.
+        key: hash of the template and the system message, put into every request; empty for plain
+            prompts.
     """
 
     chat_template: ChatTemplate | None = None
     system: str = ""
     multiturn: bool = False
     fewshot_seed: int = 1234
+    key: str = ""
 
 
 def chat_template_of(tokenizer: Any, template: str = "") -> ChatTemplate:

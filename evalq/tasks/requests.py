@@ -30,7 +30,10 @@ _SAMPLING_ONLY = {"top_p", "top_k", "typical_p", "min_p"}
 
 
 def to_requests(
-    instances: Iterable[Any], task: str, conversations: Conversations | None = None
+    instances: Iterable[Any],
+    task: str,
+    conversations: Conversations | None = None,
+    prompts: str = "",
 ) -> list[Request]:
     """One request an instance and repeat, in order.
 
@@ -38,6 +41,7 @@ def to_requests(
         instances: ``lm_eval.api.instance.Instance`` objects.
         task: for messages.
         conversations: the chat template that prompts were made with.
+        prompts: its hash, with the system message's.
 
     Raises:
         TaskError: an instance that asks for what evalq's engines cannot do (beam search, sampling
@@ -64,7 +68,7 @@ def to_requests(
             out += [Request("loglikelihood_rolling", arguments[0])] * int(instance.repeats)
         else:
             raise TaskError(f"task {task!r} asks for {kind!r}, which evalq cannot do")
-    return out
+    return [replace(request, prompts=prompts) for request in out] if prompts else out
 
 
 def _generate(context: str, settings: Mapping[str, Any], repeats: int, task: str) -> list[Request]:

@@ -11,6 +11,7 @@ from evalq.artifacts.compressed_tensors import CompressedTensors
 from evalq.artifacts.identity import hash_directory
 from evalq.errors import ArtifactError, ParentError
 from evalq.models import load
+from evalq.models.hf import TransformersEngine
 from evalq.models.load import load_artifact, load_parent
 from evalq.plan import EnginePlan
 from evalq.schema import PerChannel, PerGroup, WeightScheme
@@ -194,3 +195,24 @@ def test_an_artifact_with_a_missing_tensor(tmp_path):
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError):
         load_artifact(path, PLAN)
+
+
+def test_an_artifact_generates_by_its_own_files(tmp_path):
+    """Built from tensors, a model would know its config alone: other end tokens, no penalty."""
+    path = tmp_path / "artifact"
+    write(path, CompressedTensors(), WeightScheme(4, PerGroup(32)))
+    plain = TransformersEngine(load_artifact(path, PLAN), PLAN).settings
+    assert plain["repetition_penalty"] == 1.0
+    said = {"eos_token_id": [0, 5], "repetition_penalty": 1.2}
+    (path / "generation_config.json").write_text(json.dumps(said))
+    settings = TransformersEngine(load_artifact(path, PLAN), PLAN).settings
+    assert settings["repetition_penalty"] == 1.2
+    assert 5 not in plain["end_tokens"]
+    assert {0, 5} <= set(settings["end_tokens"])
+
+
+def test_a_mapped_parent_generates_by_its_own_files(directory):
+    said = {"eos_token_id": [0, 5], "repetition_penalty": 1.2}
+    (directory / "generation_config.json").write_text(json.dumps(said))
+    config = load_parent(str(directory), PLAN, mapped=True).module.generation_config
+    assert (config.eos_token_id, config.repetition_penalty) == ([0, 5], 1.2)
