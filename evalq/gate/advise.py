@@ -13,7 +13,7 @@ from evalq import stats
 from evalq.compare import Comparison, Run, SliceResult, compare
 from evalq.gate.checks import slices_of
 from evalq.gate.decide import check_run
-from evalq.gate.evidence import design_effect_of, fidelity_frame, margin_of
+from evalq.gate.evidence import design_effect_of, fidelity_frame, has_control, margin_of
 from evalq.gate.policy import LoadedPolicy, SliceRule
 from evalq.gate.result import OVERALL
 from evalq.gate.rules import resolve, unmatched
@@ -72,7 +72,7 @@ def policy_problems(loaded: LoadedPolicy, run: Run) -> list[str]:
         if name not in known and name not in suites:
             line = loaded.line("require", index)
             out.append(f"{loaded.path}:{line}: {name!r} is required and the run does not have it")
-    if loaded.policy.negative_control == "required" and fidelity_frame(run, run.control).empty:
+    if loaded.policy.negative_control == "required" and not has_control(run):
         line = loaded.line("negative_control")
         out.append(
             f"{loaded.path}:{line}: a negative control is required and the run has none: "
@@ -242,7 +242,7 @@ def draft_policy(run: Run, variant: str | None = None, alpha: float = 0.05) -> s
     if not metrics:
         lines[-1] = "metrics: {}"
     lines += _slice_lines(run, comparisons, level)
-    if fidelity_frame(run, run.control).empty:
+    if not has_control(run):
         lines.append("negative_control: optional # this run has none; 'required' is the default")
     else:
         lines.append("negative_control: required # the parent against itself: the noise floor")

@@ -332,6 +332,14 @@ def _control(case: Case) -> Iterator[Check]:
     frame = evidence.fidelity_frame(case.run, case.run.control)
     required = policy.negative_control == "required"
     role: Role = "mandatory" if required else "advisory"
+    asked = evidence.items_of_control(case.run)
+    if asked is not None:
+        note = f"the parent asked again scores otherwise on {asked[1]} of {asked[0]} items"
+        yield Check(
+            OVERALL, "negative_control", role, "pass", *place,
+            count=asked[0], unit="items", notes=(note,),
+        )  # fmt: skip
+        return
     if frame.empty:
         note = "the parent was not run against itself, so the noise floor is unknown" + (
             " (negative_control: required)" if required else ""

@@ -20,7 +20,7 @@ from evalq.compare import Run, compare
 from evalq.compare.adaptive import stops_of
 from evalq.errors import ComparisonError, StoreError, nearest
 from evalq.gate.checks import Case, checks_of, slices_of
-from evalq.gate.evidence import noise_floor
+from evalq.gate.evidence import has_control, noise_floor
 from evalq.gate.policy import LoadedPolicy
 from evalq.gate.result import OVERALL, Check, Decision, GateResult, VariantResult, worst
 from evalq.gate.rules import unmatched
@@ -146,7 +146,7 @@ def gate(
     verdict = worst([r.verdict for r in results])
     codes = {"pass": 0, "fail": 1, "inconclusive": loaded.policy.on_inconclusive}
     notes = []
-    if any(r.control is None for r in results):
+    if not has_control(run):
         notes.append(
             "No negative control: the parent was not run against itself, so nothing here is "
             "measured against the noise floor."

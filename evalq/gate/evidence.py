@@ -19,6 +19,8 @@ __all__ = [
     "design_effect_of",
     "fidelity",
     "fidelity_frame",
+    "has_control",
+    "items_of_control",
     "margin_of",
     "noise_floor",
     "perplexity_tasks",
@@ -170,6 +172,33 @@ def noise_floor(run: Run) -> dict[str, float] | None:
         "top1": float(frame["top1"].mean()),
         "ppl_ratio": math.exp(float(log.mean())),
     }
+
+
+def has_control(run: Run) -> bool:
+    """Whether the parent was run against itself, by its distributions or by its items."""
+    return not fidelity_frame(run, run.control).empty or items_of_control(run) is not None
+
+
+def items_of_control(run: Run) -> tuple[int, int] | None:
+    """How many items the parent was asked again, and on how many of them its score changed.
+
+    It stands for the distributions in runs with endpoints, which show none, where these were not
+    compared; ``None`` elsewhere.
+    """
+    endpoints = any(v.get("endpoint") for v in run.info["variants"])
+    if not endpoints or not fidelity_frame(run, run.control).empty:
+        return None
+    columns = ["task", "item_id", "filter", "score"]
+    first, again = (
+        run.items.loc[run.items["variant"] == label, columns].astype(
+            dict.fromkeys(columns[:3], str)
+        )
+        for label in (run.parent, run.control)
+    )
+    both = first.merge(again, on=columns[:3]).dropna(subset=["score_x", "score_y"])
+    if both.empty:
+        return None
+    return len(both), int((both["score_x"] != both["score_y"]).sum())
 
 
 def cost(

@@ -118,14 +118,17 @@ def prompts_key(record: dict[str, Any]) -> str:
 def prompt_warnings(plan: Plan, tokenizer: Any | None, tasks: Sequence[BuiltTask]) -> list[str]:
     """Where the models of a run may read different prompts for one item."""
     out = []
-    chat = sorted({e.label for e in plan.served if e.api == "chat"})
+    served = {v.label: v.endpoint for v in plan.variants if v.endpoint is not None}
+    if plan.parent_endpoint is not None:
+        served = {"the parent": plan.parent_endpoint, **served}
+    chat = [label for label, e in served.items() if e.api == "chat"]
     if chat and not _chat_only(plan) and plan.prompts.chat_template is False:
         out.append(
             f"{', '.join(chat)} puts each prompt into a chat template of its own, and the others "
             "read plain text: part of any difference is the template's (see --chat)"
         )
     bos = getattr(tokenizer, "bos_token", None)
-    completions = sorted({e.label for e in plan.served if e.api == "completions"})
+    completions = [label for label, e in served.items() if e.api == "completions"]
     first = next((r.context for t in tasks for r in t.requests), "")
     if completions and bos and plan.prompts.chat_template is not False and first.startswith(bos):
         out.append(

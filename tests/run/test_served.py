@@ -17,6 +17,7 @@ import pytest
 
 from evalq.compare.runs import load_run
 from evalq.errors import EndpointError, PlanError
+from evalq.gate import gate, load_policy
 from evalq.plan import parse_plan
 from evalq.run import resolve_plan, run_plan
 from tests.models.server import Faulty
@@ -131,6 +132,15 @@ def test_a_faulty_endpoint_answers_every_item_exactly_once(
     overall = summary["variants"][1]["overall"]
     assert (overall["items"], overall["accuracy"]) == (ITEMS, 0.0)
     assert overall["parent_accuracy"] == pytest.approx(80 / 120)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("policy_version: 1\nmetrics: {accuracy: {margin_pp: 5}}\n")
+    judged = gate(load_run(out), load_policy(policy))
+    (chatty,) = judged.variants
+    assert chatty.verdict == "fail"
+    (control,) = [c for c in chatty.checks if c.metric == "negative_control"]
+    assert (control.verdict, control.count) == ("pass", ITEMS)
+    assert f"otherwise on 0 of {ITEMS} items" in control.notes[0]
+    assert not any("No negative control" in n for n in judged.notes)
 
 
 @pytest.mark.slow
