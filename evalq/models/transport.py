@@ -22,6 +22,9 @@ __all__ = ["Malformed", "Refused", "Transport", "TransportSettings"]
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 _SNIPPET = 300
+_PAGES = 3
+"""Web pages in place of answers after which another service is taken to be there: a proxy's page
+now and then goes away by itself."""
 _SECRET = 12
 """Characters from which on a key cannot be a placeholder."""
 
@@ -144,7 +147,7 @@ class Transport:
         body: Mapping[str, Any] | None,
         parse: Callable[[Any], _Answer],
     ) -> _Answer:
-        trouble = ""
+        trouble, pages = "", 0
         for attempt in range(self._settings.attempts):
             if attempt:
                 with self._lock:
@@ -173,12 +176,16 @@ class Transport:
                     hint=self._advice(response.status_code),
                 )
             if _is_page(response):
-                raise Refused(
-                    f"the endpoint answers {method} {path} with a web page: "
-                    f"{self._describe(response)}",
-                    response.status_code,
-                    hint=self._advice(404),
-                )
+                pages += 1
+                trouble = f"a web page: {self._describe(response)}"
+                if pages >= _PAGES:
+                    raise Refused(
+                        f"the endpoint answers {method} {path} with {trouble}",
+                        response.status_code,
+                        hint=self._advice(404),
+                    )
+                self._back_off(attempt, None)
+                continue
             try:
                 return parse(json.loads(self._clean(response.content)))
             except (ValueError, RecursionError, Malformed) as error:
@@ -240,10 +247,7 @@ class Transport:
 
 
 def _is_page(response: httpx.Response) -> bool:
-    """Whether a success is a web page: another service answers there, and asking again is no use.
-
-    A page may come without its type, so that it is looked at, too.
-    """
+    """Whether a success is a web page; one may come without its type, so that it is looked at."""
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind in ("text/html", "application/xhtml+xml") or response.content.lstrip()[
         :15

@@ -19,6 +19,10 @@ from evalq.compare.runs import load_run
 from evalq.errors import EndpointError, PlanError
 from evalq.gate import gate, load_policy
 from evalq.plan import parse_plan
+from evalq.report.frames import collect
+from evalq.report.rows import artifacts
+from evalq.report.serving import cost_rows
+from evalq.report.summary import variant_table
 from evalq.run import resolve_plan, run_plan
 from tests.models.server import Faulty
 
@@ -306,6 +310,18 @@ def test_log_likelihoods_are_paired_with_a_local_parents(
     assert set(hashes) == {1}
     assert set(run.fidelity["variant"].astype(str)) == {"rtn-w4-g32", "parent@control"}
     assert set(run.costs["variant"].astype(str)) == {"parent", "rtn-w4-g32"}
+    data = collect(run, resamples=50)
+    assert data.recommendation.variant != "vendor"
+    assert list(data.recommendation.unsized) == ["vendor"]
+    assert "vendor, an endpoint of unknown size, is" in data.recommendation.why
+    assert "is an endpoint" in data.frontiers["bytes"].left_out["vendor"]
+    (row,) = [line for line in variant_table(data) if line.startswith("| vendor")]
+    assert row.split(" | ")[1:3] == ["unknown", "unknown"]
+    assert row.endswith("n/a |")
+    told = {r["name"]: r for r in cost_rows(data)}
+    assert {told["vendor"][k] for k in ("bytes", "memory", "prefill", "decode")} == {"unknown"}
+    (place,) = [a for a in artifacts(data) if a["name"] == "vendor"]
+    assert place["scheme"].startswith(f"unknown; completions of {server.url}, model fake")
 
 
 def test_variants_are_not_made_of_an_endpoint(items: Path) -> None:
