@@ -235,7 +235,9 @@ def frontier(
     clusters: npt.NDArray[np.int64] = np.array([], dtype=np.int64)
     for name in costs:
         scored = (pairs[name] if pairs and name in pairs else pair(run, name)).scored
-        columns[name] = scored["variant_score"].to_numpy(dtype=float)
+        weight = scored["weight"].to_numpy(dtype=float)
+        # Scaled so that plain means are weighted ones; all variants share the scale of a resample.
+        columns[name] = scored["variant_score"].to_numpy(dtype=float) * weight / weight.mean()
         clusters = scored["cluster"].to_numpy()
     if not columns or not len(clusters):
         return Frontier(axis, (), left_out, resamples, seed)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["app", "suite_rows", "task_rows"]
+__all__ = ["app", "show_data", "suite_rows", "task_rows"]
 
 app = typer.Typer(
     help="List suites, tasks, methods, formats, engines and kernels.", no_args_is_help=True
@@ -63,6 +64,7 @@ def task_rows(suites: Sequence[str] = (), in_slice: str = "") -> list[dict[str, 
             "filter": task.filter or None,
             "num_fewshot": task.num_fewshot,
             "limit": task.limit,
+            "weight": task.weight,
         }
         for suite in chosen
         for task in suite.tasks
@@ -117,7 +119,8 @@ def tasks(
     if json_:
         typer.echo(json.dumps(rows, ensure_ascii=False))
         return
-    _table(rows, ("suite", "task", "slice", "version", "metric"))
+    shown = [{**row, "weight": f"{row['weight']:g}"} for row in rows]
+    _table(shown, ("suite", "task", "slice", "version", "metric", "num_fewshot", "limit", "weight"))
 
 
 @app.command("data")
@@ -132,20 +135,43 @@ def data(
 
     Example: evalq list data --suite multilingual --data-dir data
     """
+    show_data(suite or (), data_dir, json_)
+
+
+def show_data(
+    suites: Sequence[str], data_dir: str, as_json: bool, only_missing: bool = False
+) -> None:
+    """Print where the data of the suites' tasks is.
+
+    Args:
+        suites: names, files or selections; all shipped ones if empty.
+        data_dir: folder of local copies; empty for none.
+        as_json: for machines.
+        only_missing: leave out what is here.
+
+    Raises:
+        PlanError: an unknown suite or layout.
+        TaskError: an unknown task, or a local file that cannot be read.
+    """
     from dataclasses import asdict
     from pathlib import Path
 
     from evalq.tasks.inventory import data_status
     from evalq.tasks.suites import list_suites, load_suite
 
-    chosen = [load_suite(name) for name in suite] if suite else list_suites()
+    chosen = [load_suite(name) for name in suites] if suites else list_suites()
     folder = Path(data_dir) if data_dir else None
     rows = [asdict(data_status(task, folder)) for s in chosen for task in s.tasks]
-    if json_:
+    if only_missing:
+        rows = [row for row in rows if row["status"] == "hub" or row["missing"]]
+    if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False))
         return
     shown = [{**row, "file": (row["files"] or ("",))[0]} for row in rows]
     _table(shown, ("task", "status", "dataset", "config", "file"))
+    packages = sorted({name for row in rows for name in row["missing"]})
+    if packages:
+        typer.echo(f"\nPackages that are missing: pip install {shlex.join(packages)}")
     wanted = sorted({(r["dataset"], r["config"]) for r in rows if r["status"] == "hub"})
     if wanted:
         typer.echo(

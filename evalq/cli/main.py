@@ -17,6 +17,7 @@ VERBS = (
     "quantize",
     "artifacts",
     "list",
+    "data",
     "workload",
     "compare",
     "report",

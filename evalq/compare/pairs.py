@@ -30,7 +30,8 @@ class Pairs:
         frame: one row an item: ``suite``, ``task``, ``item_id``, ``slice``, ``filter``, ``metric``,
             ``cluster`` (int64 code), ``baseline_score``, ``variant_score`` (float64; NaN for
             perplexity tasks), ``baseline_nll``, ``variant_nll``, ``units`` (float64; NaN for other
-            tasks), ``baseline_row``, ``variant_row`` (row numbers in ``Run.items``).
+            tasks), ``weight`` (float64, of the item's task), ``baseline_row``, ``variant_row`` (row
+            numbers in ``Run.items``).
     """
 
     variant: str
@@ -85,9 +86,17 @@ def pair(run: Run, variant: str, baseline: str = "parent") -> Pairs:
         frame[f"baseline_{name}"] = base[name].to_numpy(dtype=float)
         frame[f"variant_{name}"] = mine[name].to_numpy(dtype=float)
     frame["units"] = base["units"].to_numpy(dtype=float)
+    frame["weight"] = _weights(run, frame["task"])
     frame["baseline_row"], frame["variant_row"] = theirs, ours
     _check_values(run, frame, mine["units"].to_numpy(dtype=float), (variant, baseline))
     return Pairs(variant, baseline, frame)
+
+
+def _weights(run: Run, tasks: pd.Series[str]) -> npt.NDArray[np.float64]:
+    weights = run.weights
+    if not weights:
+        return np.ones(len(tasks))
+    return np.array([weights.get(str(task), 1.0) for task in tasks])
 
 
 def _check_values(

@@ -92,6 +92,13 @@ class Run:
         """The margins that the run's own plan sets for a recommendation."""
         return RecommendPlan.model_validate(self.info.get("plan", {}).get("recommend", {}))
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """By task, what an item of it counts in slices and overall, where that is not 1."""
+        tasks = [t for suite in self.info.get("suites") or () for t in suite.get("tasks") or ()]
+        found = {str(t["task"]): float(t.get("weight", 1.0)) for t in tasks if "task" in t}
+        return {task: weight for task, weight in found.items() if weight != 1.0}
+
     def variant_info(self, variant: str) -> Mapping[str, Any]:
         """The entry of ``variant`` in ``run.json``.
 

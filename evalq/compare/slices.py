@@ -174,7 +174,7 @@ def compare(
     if stops is None or pairs.variant == pairs.baseline:
         results = {n: slice_result(n, f, leaf, level) for n, f, leaf in _by_slice(scored)}
     else:
-        strata = Strata(scored, stops)
+        strata = Strata(scored, stops, _stratum_weights(scored, stops))
         results = {n: _adaptive(n, f, leaf, level, strata) for n, f, leaf in _by_slice(scored)}
     overall = results.pop(OVERALL, None)
     return Comparison(
@@ -210,7 +210,8 @@ def slice_result(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) 
 
     Args:
         name: of the slice.
-        frame: ``variant_score``, ``baseline_score`` (float64) and ``cluster``, a row an item.
+        frame: ``variant_score``, ``baseline_score`` (float64) and ``cluster``, a row an item;
+            ``weight`` where items do not count alike.
         leaf: as in ``SliceResult``.
         confidence: of the interval.
     """
@@ -221,6 +222,9 @@ def slice_result(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) 
     cluster = frame["cluster"].to_numpy()
     clusters = len(pd.unique(cluster))
     binary = _binary(ours) and _binary(theirs)
+    weight = frame["weight"].to_numpy() if "weight" in frame else np.ones(len(frame))
+    if len(frame) and (weight != weight[0]).any():
+        return _weighted(name, frame, leaf, confidence)
     result: stats.PairedResult | None = None
     warnings: tuple[str, ...] = ()
     try:
@@ -255,6 +259,45 @@ def slice_result(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) 
     )
 
 
+def _weighted(name: str, frame: pd.DataFrame, leaf: bool, confidence: float) -> SliceResult:
+    """The effect on items that count by the weights of their tasks: a ratio of clustered sums."""
+    ours, theirs = (frame[f"{who}_score"].to_numpy() for who in ("variant", "baseline"))
+    weight, cluster = frame["weight"].to_numpy(dtype=float), frame["cluster"].to_numpy()
+    difference = ours - theirs
+    delta = float(np.average(difference, weights=weight))
+    ci: tuple[float, float] | None = None
+    p_worse: float | None = None
+    try:
+        found = stats.clustered_mean(weight * difference, cluster, confidence, weight)
+        ci, p_worse, warnings = found.ci, found.p_below(0.0), found.warnings
+        if found.standard_error == 0 and not difference.any():
+            # Certainty from items that did not change would be false: as if one of them could.
+            sums = np.bincount(np.unique(cluster, return_inverse=True)[1], weights=weight)
+            alike = max(1, int(sums.sum() ** 2 / (sums**2).sum()))
+            bound = stats.wilson(0, alike, confidence)[1]
+            ci, p_worse, warnings = (-bound, bound), 1.0, ()
+    except StatisticsError as error:
+        warnings = (error.message,)
+    return SliceResult(
+        slice=name,
+        leaf=leaf,
+        items=len(frame),
+        clusters=len(pd.unique(cluster)),
+        accuracy=float(np.average(ours, weights=weight)),
+        parent_accuracy=float(np.average(theirs, weights=weight)),
+        delta=delta,
+        ci=ci,
+        lost=int((difference < 0).sum()),
+        gained=int((difference > 0).sum()),
+        p_worse=p_worse,
+        p_holm=None,
+        p_two_sided_midp=None,
+        confidence=confidence,
+        method="weighted mean, cluster-robust t",
+        warnings=warnings,
+    )
+
+
 def _adaptive(
     name: str, frame: pd.DataFrame, leaf: bool, confidence: float, strata: Strata
 ) -> SliceResult:
@@ -282,6 +325,12 @@ def _adaptive(
         warnings=(),
         planned=strata.planned(names),
     )
+
+
+def _stratum_weights(frame: pd.DataFrame, stops: Mapping[str, Any]) -> dict[str, float]:
+    """Planned items of each slice times the weight that its items have."""
+    own = frame.groupby(frame["slice"].astype(str))["weight"].first()
+    return {n: float(s["planned"]) * float(own.get(n, 1.0)) for n, s in stops.items()}
 
 
 def _binary(scores: npt.NDArray[np.float64]) -> bool:

@@ -110,6 +110,17 @@ def banners(data: ReportData) -> list[str]:
     return out
 
 
+def _weights_text(data: ReportData) -> str:
+    weights = data.run.weights
+    if not weights:
+        return "The overall accuracy weighs every item alike, so larger tasks count for more."
+    named = ", ".join(f"{task} {weight:g}" for task, weight in sorted(weights.items()))
+    return (
+        f"Items count by the weights that their suites give their tasks ({named}; all others 1), "
+        "in the overall accuracy and in every slice that holds tasks of different weights."
+    )
+
+
 def limits(data: ReportData) -> list[str]:
     """How it was measured and what that leaves open."""
     plan = data.run.recommend
@@ -127,7 +138,7 @@ def limits(data: ReportData) -> list[str]:
         "A tier is recommended by non-inferiority: the lower bound of its change is above "
         f"−{plan.margin_pp:g} pp overall and above −{plan.slice_margin_pp:g} pp on every slice of "
         f"at least {plan.min_items} items. No verdict rests on a point estimate.",
-        "The overall accuracy weighs every item alike, so larger tasks count for more.",
+        _weights_text(data),
         "Stars in the heat map are Holm-adjusted over the most specific slices, for each variant "
         "by itself; the worst slice is picked after the fact, so its loss is on average "
         "overstated.",

@@ -114,6 +114,8 @@ def suite_info(tasks: Sequence[BuiltTask]) -> list[dict[str, Any]]:
                 "metric": task.metric,
                 "filter": task.filter,
                 "items": len(task.items),
+                "num_fewshot": task.num_fewshot,
+                "weight": task.weight,
                 "notes": list(task.notes),
             }
         )

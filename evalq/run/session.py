@@ -255,7 +255,7 @@ def _build_tasks(session: _Session, parent: LoadedModel | None) -> None:
         prompts=settings,
         allow_code=plan.allow_code,
     )
-    _check_tasks(session.tasks)
+    _check_tasks(session.tasks, plan.adaptive.enabled)
     session.info["suites"] = suite_info(session.tasks)
     session.warn(prompt_warnings(plan, tokenizer, session.tasks))
 
@@ -269,9 +269,18 @@ def _time(session: _Session, made: Sequence[Made], parent: ModelSource) -> None:
     time_variants(session.plan, session.directory, session.info, named, parent, session.progress)
 
 
-def _check_tasks(tasks: Sequence[BuiltTask]) -> None:
-    """One task in two suites would count its items twice, or under two slices."""
+def _check_tasks(tasks: Sequence[BuiltTask], adaptive: bool) -> None:
+    """One task in two suites would count its items twice, or under two slices; an adaptive slice
+    is one sequence of items that count alike."""
     suites: dict[str, str] = {}
+    weights: dict[str, float] = {}
+    for task in tasks if adaptive else ():
+        if weights.setdefault(task.slice, task.weight) != task.weight:
+            raise PlanError(
+                f"the tasks of slice {task.slice!r} have weights that differ, and the run is "
+                "adaptive",
+                hint="Give them slices of their own, or one weight.",
+            )
     for task in tasks:
         other = suites.setdefault(task.name, task.suite)
         if other != task.suite:

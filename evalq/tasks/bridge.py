@@ -48,6 +48,7 @@ class BuiltTask:
         metric: primary metric.
         filter: lm-eval filter that metrics are of.
         num_fewshot: examples in each prompt.
+        weight: what an item of it counts in the slices above and overall.
         source: where the documents came from.
         notes: what a reader of the results has to know about the data.
         items: one a document, in lm-eval's order.
@@ -63,6 +64,7 @@ class BuiltTask:
     metric: str
     filter: str
     num_fewshot: int
+    weight: float
     source: str
     notes: tuple[str, ...]
     items: tuple[Item, ...] = field(repr=False)
@@ -287,7 +289,9 @@ def build_task(
     """
     limits = [n for n in (limit, entry.limit) if n is not None]
     _set_fewshot(loaded.task, entry)
-    identity = Identity(suite.name, suite.version, entry.task, entry.slice, entry.cluster)
+    identity = Identity(
+        suite.name, suite.version, entry.task, entry.slice, entry.cluster, weight=entry.weight
+    )
     return _assemble(
         loaded,
         identity,
@@ -377,6 +381,7 @@ def _assemble(
         metric=metric,
         filter=filter_name,
         num_fewshot=int(task.get_config("num_fewshot") or 0),
+        weight=identity.weight,
         source=loaded.source,
         notes=loaded.notes,
         items=items,

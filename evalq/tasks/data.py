@@ -218,6 +218,41 @@ def _arc_files(split: str, config: str) -> tuple[str, ...]:
     return (f"{config}-{name}.jsonl", f"{config}/{config}-{name}.jsonl")
 
 
+def _one_object(path: Path) -> list[Row]:
+    """A JSON file that is one row, as in the MATH dataset's own archive."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskError(f"cannot read {path}: {error}") from None
+    if not isinstance(row, dict):
+        raise TaskError(f"{path} is not a JSON object")
+    return [row]
+
+
+def _read_math(path: Path) -> list[Row]:
+    """One problem a file, or the hub's tables."""
+    return _one_object(path) if path.suffix == ".json" else read_table(path)
+
+
+def _math_files(split: str, config: str) -> tuple[str, ...]:
+    return (f"{split}/{config}/*.json", *_hub_files(split, config))
+
+
+def _config_files(only: str) -> Callable[[str, str], tuple[str, ...]]:
+    """One JSONL file a configuration, which is the split ``only``; or the hub's arrangements."""
+
+    def files(split: str, config: str) -> tuple[str, ...]:
+        names = (f"{config}.jsonl", f"data/{config}.jsonl") if split == only else ()
+        return (*names, *_hub_files(split, config))
+
+    return files
+
+
+def _ifeval_files(split: str, config: str) -> tuple[str, ...]:
+    names = ("input_data.jsonl", "ifeval_input_data.jsonl", "data/input_data.jsonl")
+    return (*names, *_hub_files(split, config)) if split == "train" else ()
+
+
 def _hub_files(split: str, config: str) -> tuple[str, ...]:
     """The hub's own arrangements; ``*`` stands for the numbers of shards."""
     stems = [f"{config}/{split}", f"data/{config}/{split}"] if config else []
@@ -239,6 +274,20 @@ LAYOUTS: dict[str, Layout] = {
     "bbh": Layout("bbh", ("SaylorTwift/bbh", "lukaemon/bbh"), _bbh_files, _read_bbh),
     "xcopa": Layout("xcopa", ("cambridgeltl/xcopa", "xcopa"), _xcopa_files, read_jsonl),
     "arc": Layout("arc", ("allenai/ai2_arc", "ai2_arc"), _arc_files, _read_arc),
+    "math": Layout(
+        "MATH",
+        ("EleutherAI/hendrycks_math", "hendrycks/competition_math"),
+        _math_files,
+        _read_math,
+    ),
+    "belebele": Layout("belebele", ("facebook/belebele",), _config_files("test"), read_table),
+    "ifeval": Layout("ifeval", ("google/IFEval",), _ifeval_files, read_table),
+    "longbench": Layout(
+        "longbench",
+        ("Xnhyacinth/LongBench", "THUDM/LongBench"),
+        _config_files("test"),
+        read_table,
+    ),
     "hub": Layout("", (), _hub_files, read_table),
 }
 """Layouts by name. ``hub`` takes ``<data-dir>/<owner>/<name>`` or ``<data-dir>/<name>``."""

@@ -78,13 +78,14 @@ def known_tasks() -> list[str]:
     return sorted(_cached_index(lm_eval_tasks_folder())["tasks"])
 
 
-def load_config(path: Path, allow_code: bool = False) -> dict[str, Any]:
+def load_config(path: Path, allow_code: bool = False, resolve: bool = True) -> dict[str, Any]:
     """The configuration in a task YAML, includes merged and functions resolved, as lm-eval does.
 
     Args:
         path: the file.
         allow_code: a ``!function`` imports the Python file beside it: a task file is code. In files
             that neither evalq nor lm-eval ships it is refused without this.
+        resolve: with ``False`` functions stay names: nothing is imported, and nothing refused.
 
     Raises:
         TaskError: no such file, no YAML, an include or a function that is not there.
@@ -94,14 +95,17 @@ def load_config(path: Path, allow_code: bool = False) -> dict[str, Any]:
 
     if not path.is_file():
         raise TaskError(f"there is no task file {path}")
-    found = "" if allow_code else task_code(path)
+    found = "" if allow_code or not resolve else task_code(path)
     if found:
         raise refuse_code(f"the task file {path}", f"runs {found}")
     try:
-        config: dict[str, Any] = load_yaml(path, resolve_func=True)
+        config: dict[str, Any] = load_yaml(path, resolve_func=resolve)
     except yaml.YAMLError as error:
         raise TaskError(f"{path} is no YAML: {error}") from None
-    except (OSError, ValueError, ImportError, AttributeError) as error:
+    except ImportError as error:
+        hint = f"pip install {error.name}" if error.name else ""
+        raise TaskError(f"{path} cannot be read as a task: {error}", hint=hint) from None
+    except Exception as error:  # reading it imports Python, which may raise anything
         raise TaskError(f"{path} cannot be read as a task: {error}") from None
     return config
 

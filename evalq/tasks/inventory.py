@@ -9,6 +9,7 @@ from typing import Literal
 from evalq.tasks.data import expected, find_local
 from evalq.tasks.index import find_task, load_config
 from evalq.tasks.load import data_spec
+from evalq.tasks.packages import missing_packages
 from evalq.tasks.suites import SuiteTask
 
 __all__ = ["DataStatus", "data_status"]
@@ -25,6 +26,7 @@ class DataStatus:
         status: ``shipped`` (beside the task's YAML), ``local`` (under the data directory) or
             ``hub`` (would be fetched, or taken from the hub's cache).
         files: the local files, or the one that would be looked for.
+        missing: packages that the task needs and that are not installed.
     """
 
     task: str
@@ -32,6 +34,7 @@ class DataStatus:
     config: str
     status: Literal["shipped", "local", "hub"]
     files: tuple[str, ...]
+    missing: tuple[str, ...] = ()
 
 
 def data_status(entry: SuiteTask, data_dir: Path | None) -> DataStatus:
@@ -41,14 +44,16 @@ def data_status(entry: SuiteTask, data_dir: Path | None) -> DataStatus:
         TaskError: no such task, or a local file that is there and cannot be read.
         PlanError: an unknown layout.
     """
-    config = load_config(Path(entry.file) if entry.file else find_task(entry.task))
+    path = Path(entry.file) if entry.file else find_task(entry.task)
+    config = load_config(path, resolve=False)
+    missing = missing_packages(entry)
     spec, judged = data_spec(entry, config)
     if spec.path in ("json", "csv", "parquet", ""):
-        return DataStatus(entry.task, "", "", "shipped", ())
+        return DataStatus(entry.task, "", "", "shipped", (), missing)
     if data_dir is not None:
         local = find_local(spec, data_dir)
         if local is not None and judged in local.splits:
             files = tuple(str(path) for path in local.files)
-            return DataStatus(entry.task, spec.path, spec.config, "local", files)
+            return DataStatus(entry.task, spec.path, spec.config, "local", files, missing)
     looked = expected(spec, data_dir or Path("DATA_DIR"), judged)
-    return DataStatus(entry.task, spec.path, spec.config, "hub", (looked,))
+    return DataStatus(entry.task, spec.path, spec.config, "hub", (looked,), missing)

@@ -21,6 +21,7 @@ class Identity:
         suite, suite_version, task, slice: as in ``BuiltTask``.
         cluster: a template over ``{doc_id}`` and the document's columns, empty for none.
         own: the documents carry their own ``id``, ``slice`` and ``cluster`` (a workload's do).
+        weight: of an item in the aggregate.
     """
 
     suite: str
@@ -29,6 +30,7 @@ class Identity:
     slice: str
     cluster: str
     own: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import numpy as np
 from evalq.errors import EvalqError, TaskError
 from evalq.tasks.data import Row, Spec, expected, find_local, read_table, to_dataset
 from evalq.tasks.index import find_task, load_config
+from evalq.tasks.packages import check_packages
 from evalq.tasks.suites import SuiteTask
 
 __all__ = [
@@ -80,6 +81,7 @@ def load_task(entry: SuiteTask, data_dir: Path | None, allow_code: bool = False)
         PlanError: a file of the user's that runs code, without ``allow_code``.
     """
     path = Path(entry.file) if entry.file else find_task(entry.task)
+    check_packages(entry)
     config = load_config(path, allow_code)
     if config.get("task") != entry.task:
         raise TaskError(

@@ -50,6 +50,9 @@ class SuiteTask(_Entry):
         num_fewshot: examples in the prompt; by default the task's own number.
         limit: the first so many documents; by default all.
         version: the task version that the suite was written for; another one is refused.
+        weight: what an item of it counts in the slices above and overall, beside 1 for others;
+            multiplied by the suite's own.
+        packages: requirements (``math-verify``, ``x==1.2.*``) that its code needs beyond lm-eval's.
         cluster: what items of one document share, a template over ``{doc_id}`` and the document's
             columns (``"mgsm/{doc_id}"``: the same problem in every language); by default every item
             stands alone.
@@ -64,6 +67,8 @@ class SuiteTask(_Entry):
     num_fewshot: int | None = Field(None, ge=0)
     limit: int | None = Field(None, ge=1)
     version: str = ""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    packages: tuple[str, ...] = ()
     cluster: str = ""
     data: DataPlan = DataPlan()
 
@@ -77,6 +82,7 @@ class _SuiteFile(_Entry):
     suite: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     version: int = Field(ge=1)
     description: str = ""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     tasks: tuple[SuiteTask, ...] = Field(min_length=1)
 
 
@@ -88,7 +94,7 @@ class Suite:
         name: as the file declares it.
         version: goes up whenever results stop being comparable.
         description: one line.
-        tasks: in the file's order.
+        tasks: in the file's order, the suite's ``weight`` multiplied into theirs.
         path: the file it was read from.
     """
 
@@ -172,13 +178,16 @@ def _read(path: Path) -> Suite:
         if task.task in seen:
             raise PlanError(f"{path}: task {task.task!r} is listed twice")
         seen.add(task.task)
-    tasks = tuple(
-        task.model_copy(update={"file": str((path.parent / task.file).resolve())})
-        if task.file
-        else task
-        for task in parsed.tasks
-    )
+    tasks = tuple(_resolved(task, parsed.weight, path.parent) for task in parsed.tasks)
     return Suite(parsed.suite, parsed.version, parsed.description, tasks, path)
+
+
+def _resolved(task: SuiteTask, weight: float, folder: Path) -> SuiteTask:
+    """A task with its file absolute and the suite's weight in its own."""
+    changes: dict[str, Any] = {"weight": task.weight * weight}
+    if task.file:
+        changes["file"] = str((folder / task.file).resolve())
+    return task.model_copy(update=changes)
 
 
 def _explain(error: ValidationError, path: Path) -> PlanError:

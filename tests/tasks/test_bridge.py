@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from evalq.errors import PlanError, TaskError
 from evalq.schema import ItemRecord, Response
 from evalq.tasks.bridge import BuiltTask, build
 from evalq.tasks.index import find_task
+from evalq.tasks.inventory import data_status
 from evalq.tasks.items import ItemScore
 from evalq.tasks.prompts import PromptSettings
+from evalq.tasks.requests import to_requests
 from evalq.tasks.suites import load_suite
 from tests.tasks.conftest import Oracle
 
@@ -320,6 +323,29 @@ def test_built_in_suites_equal_lm_eval(
     oracle = Oracle(known_answers(built))
     samples = lm_eval_samples(TaskFactory()._build_task(theirs, None), oracle, 20)
     assert_equal(built, oracle, samples)
+
+
+@pytest.mark.parametrize("suite", ["math", "multilingual", "reasoning", "reasoning-zeroshot"])
+def test_all_tasks_with_local_data_ask_what_lm_eval_asks(
+    suite: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [
+        entry
+        for entry in load_suite(suite).tasks
+        if data_status(entry, shared_data).status == "local"
+    ]
+    assert len(chosen) >= {"math": 2, "multilingual": 21}.get(suite, 27)
+    monkeypatch.setattr(datasets, "load_dataset", partial(hub, shared_data))
+    for entry in chosen:
+        (built,) = build([f"{suite}:{entry.task}"], data_dir=shared_data, limit=2)
+        index = TaskIndex.entry_from_path(find_task(entry.task))
+        assert index is not None
+        theirs = TaskFactory()._build_task(index, None)
+        theirs.set_config(key="num_fewshot", value=built.num_fewshot)
+        theirs.set_fewshot_seed(seed=1234)
+        theirs.build_all_requests(limit=2)
+        assert to_requests(theirs.instances, entry.task) == built.requests, entry.task
+        assert str(theirs.VERSION) == entry.version
 
 
 def test_rolling_tasks_give_nats_over_words(tmp_path: Path) -> None:

@@ -150,3 +150,56 @@ def test_datasets_keep_text_that_looks_like_dates() -> None:
     assert len(made["train"]) == 0
     with pytest.raises(TaskError, match="do not make one table"):
         to_dataset({"test": [{"a": 1}, {"a": "x"}]}, ())
+
+
+@pytest.mark.parametrize(
+    ("spec", "file", "content", "rows"),
+    [
+        (
+            Spec("EleutherAI/hendrycks_math", "algebra", ("test",)),
+            "MATH/test/algebra/1.json",
+            '{"problem": "1+1", "solution": "2"}',
+            [{"problem": "1+1", "solution": "2"}],
+        ),
+        (
+            Spec("EleutherAI/hendrycks_math", "algebra", ("test",)),
+            "MATH/algebra/test.jsonl",
+            '{"problem": "1+1"}',
+            [{"problem": "1+1"}],
+        ),
+        (
+            Spec("facebook/belebele", "swh_Latn", ("test",)),
+            "belebele/data/swh_Latn.jsonl",
+            '{"question": "q"}',
+            [{"question": "q"}],
+        ),
+        (
+            Spec("google/IFEval", "", ("train",)),
+            "ifeval/input_data.jsonl",
+            '{"prompt": "p"}',
+            [{"prompt": "p"}],
+        ),
+        (
+            Spec("Xnhyacinth/LongBench", "hotpotqa", ("test",)),
+            "longbench/data/hotpotqa.jsonl",
+            '{"context": "c"}',
+            [{"context": "c"}],
+        ),
+        (
+            Spec("CohereForAI/Global-MMLU-Lite", "sw", ("test", "dev")),
+            "Global-MMLU-Lite/sw/test-00000-of-00001.jsonl",
+            '{"sample_id": "a/1"}',
+            [{"sample_id": "a/1"}],
+        ),
+    ],
+)
+def test_layouts_of_upstream_and_hub(
+    spec: Spec, file: str, content: str, rows: list[dict[str, str]], tmp_path: Path
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(content + "\n")
+    found = find_local(spec, tmp_path)
+    assert found is not None
+    assert found.splits == {spec.splits[0]: rows}
+    assert found.files == (path,)

@@ -37,13 +37,15 @@ def test_shipped_suites_pin_tasks_that_lm_eval_has() -> None:
     for loaded in list_suites():
         assert loaded.path.stem == loaded.name
         for task in loaded.tasks:
-            config = load_config(Path(task.file) if task.file else find_task(task.task))
+            path = Path(task.file) if task.file else find_task(task.task)
+            config = load_config(path, resolve=False)
             assert config["task"] == task.task
             assert str(config["metadata"]["version"]) == task.version
             metrics = [m["metric"] for m in config["metric_list"]]
             assert not task.metric or task.metric in metrics
             filters = [f["name"] for f in config.get("filter_list") or [{"name": "none"}]]
             assert not task.filter or task.filter in filters
+            assert task.weight > 0
             top = loaded.name.removeprefix("builtin-").split("-")[0]
             # Fresh items belong to the slices of the suites that they confirm.
             tops = ("math", "reasoning") if top == "heldout" else (top,)
@@ -106,3 +108,59 @@ def test_unknown_suites(tmp_path: Path) -> None:
     path.write_text("- a\n")
     with pytest.raises(PlanError, match="holds no suite"):
         load_suite(path)
+
+
+ECOSYSTEM = {
+    "math": ("gsm8k", "gsm8k_platinum", "mgsm_direct_en", "minerva_math_algebra"),
+    "multilingual": ("mgsm_direct_sw", "xcopa_qu", "belebele_yor_Latn", "xstorycloze_my",
+                     "global_mmlu_sw_stem"),
+    "reasoning": ("bbh_cot_fewshot_navigate", "arc_challenge", "leaderboard_musr_team_allocation",
+                  "gpqa_main_zeroshot"),
+    "knowledge": ("mmlu_pro_law",),
+    "instructions": ("ifeval",),
+    "long": ("longbench_passage_retrieval_en", "longbench2_many_shot"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("top", sorted(ECOSYSTEM))
+def test_the_ecosystems_suites_are_there(top: str) -> None:
+    listed = {t.task: t.slice for s in list_suites() for t in s.tasks}
+    for task in ECOSYSTEM[top]:
+        assert in_slice(listed[task], top)
+
+
+def test_languages_of_few_resources_are_slices_of_their_own() -> None:
+    slices = slice_tree(t.slice for s in list_suites() for t in s.tasks)
+    for language in ("sw", "yo", "qu", "ht", "am", "ha", "wo", "zu", "my", "te"):
+        assert f"multilingual/{language}" in slices
+
+
+def test_weights_multiply(tmp_path: Path) -> None:
+    tasks = [{"task": "gsm8k", "slice": "math", "weight": 3}, {"task": "arc_easy", "slice": "a"}]
+    loaded = load_suite(suite(tmp_path, tasks=tasks, weight=0.5))
+    assert [t.weight for t in loaded.tasks] == [1.5, 0.5]
+    for wrong in (0, -1, float("inf")):
+        with pytest.raises(PlanError, match="weight"):
+            load_suite(suite(tmp_path, weight=wrong))
+
+
+def test_packages_that_are_missing_are_named() -> None:
+    from evalq.errors import MissingDependencyError
+    from evalq.tasks.packages import check_packages, missing_packages
+    from evalq.tasks.suites import SuiteTask
+
+    def entry(*packages: str) -> SuiteTask:
+        return SuiteTask(task="t", slice="s", packages=packages)
+
+    assert missing_packages(entry("numpy", "PyYAML>=5")) == ()
+    wanted = ("numpy", "a-package-that-nobody-has==1.*", "numpy<1")
+    assert missing_packages(entry(*wanted)) == wanted[1:]
+    with pytest.raises(MissingDependencyError, match="a-package-that-nobody-has") as caught:
+        check_packages(entry(*wanted))
+    assert caught.value.hint == "pip install 'a-package-that-nobody-has==1.*' 'numpy<1'"
+    with pytest.raises(PlanError, match="no requirement"):
+        missing_packages(entry("not a package!"))
+    # What the shipped suites name is what lm-eval's code of these tasks imports.
+    named = {t.task: t.packages for s in list_suites() for t in s.tasks if t.packages}
+    assert "langdetect" in named["ifeval"]
+    assert any(p.startswith("antlr4") for p in named["minerva_math_algebra"])
