@@ -34,11 +34,15 @@ _POSITIONS_AT_ONCE = 512
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Token ids of one window of a document; every token but the first is predicted."""
+    """Token ids of one window of a document; every token but the first is predicted.
+
+    ``text`` names the text where it is not the one that the parent's pass is named after.
+    """
 
     ids: tuple[int, ...]
     document: str
     slice: str
+    text: str = ""
 
 
 @dataclass(slots=True)
@@ -63,22 +67,34 @@ class ParentPass:
     mode: str = "hidden"
 
 
-def cut_windows(source: TextSource, tokenizer: Any, length: int, count: int) -> list[Window]:
+def cut_windows(
+    source: TextSource, tokenizer: Any, length: int, count: int, named: bool = False
+) -> list[Window]:
     """At most ``count`` windows of at most ``length`` tokens, cut in the documents' order.
 
     Documents are dealt out in turn by slice, so that a small count still covers all slices. A
     window never spans documents. Windows of fewer than two tokens predict nothing and are left out.
 
+    Args:
+        source: the documents.
+        tokenizer: the parent's.
+        length, count: of the windows.
+        named: windows carry the source's name; where it is a single document, each window counts
+            as one for the intervals, which would else have nothing to be taken over.
+
     Raises:
         TaskError: no window is left.
     """
     by_slice: dict[str, list[Window]] = {}
+    whole = named and len(source.documents) == 1
     for doc in source.documents:
         ids = tokenizer(doc.text)["input_ids"]
         for start in range(0, len(ids), length):
             part = tuple(int(i) for i in ids[start : start + length])
             if len(part) >= 2:
-                by_slice.setdefault(doc.slice, []).append(Window(part, doc.document, doc.slice))
+                own = f"{doc.document}@{start}" if whole else doc.document
+                window = Window(part, own, doc.slice, source.name if named else "")
+                by_slice.setdefault(doc.slice, []).append(window)
     windows: list[Window] = []
     for turn in range(max((len(w) for w in by_slice.values()), default=0)):
         windows += [w[turn] for _, w in sorted(by_slice.items()) if turn < len(w)]
@@ -226,6 +242,7 @@ def _window_records(
     import torch
 
     window, kept = parent.windows[index], parent.kept[index].to(own.device)
+    name = window.text or parent.text
     records: list[FidelityRecord] = []
     targets = torch.tensor(window.ids[1:], device=own.device)
     for start in range(0, len(window.ids) - 1, _POSITIONS_AT_ONCE):
@@ -253,7 +270,15 @@ def _window_records(
         rows = zip(kl.tolist(), same.tolist(), nll_p.tolist(), nll_q.tolist(), strict=True)
         records += [
             FidelityRecord(
-                variant, parent.text, window.slice, window.document, start + i + 1, k, s, a, b
+                variant,
+                name,
+                window.slice,
+                window.document,
+                start + i + 1,
+                k,
+                s,
+                a,
+                b,
             )
             for i, (k, s, a, b) in enumerate(rows)
         ]

@@ -33,10 +33,12 @@ __all__ = [
     "Plan",
     "PromptsPlan",
     "RecommendPlan",
+    "TextPlan",
     "VariantPlan",
     "load_plan",
     "parse_parent",
     "parse_plan",
+    "parse_text",
     "parse_variant",
     "read_yaml",
 ]
@@ -187,13 +189,45 @@ class CalibrationPlan(_Section):
         return parse_shares(self.source)
 
 
+class TextPlan(_Section):
+    """A text of the user's that distributions are compared on, beside the held-out text.
+
+    Args:
+        file: .txt (documents parted by form feeds) or .jsonl.
+        name: of the text in reports; the file's stem when empty.
+        language: a code (``sw``); its slice is then ``prose/sw``.
+    """
+
+    file: str = Field(min_length=1)
+    name: str = ""
+    language: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.+-]*)?$")
+
+    @property
+    def label(self) -> str:
+        """The name, or the file's stem."""
+        return self.name or Path(self.file).stem
+
+
 class FidelityPlan(_Section):
-    """Held-out text that distributions are compared on; ``source`` as for calibration."""
+    """Held-out text that distributions are compared on; ``source`` as for calibration.
+
+    ``texts`` are the user's own beside it, each of at most ``windows`` windows too.
+    """
 
     enabled: bool = True
     source: str = "auto"
+    texts: tuple[TextPlan, ...] = ()
     windows: int = Field(96, ge=1)
     length: int = Field(512, ge=8)
+
+    @field_validator("texts")
+    @classmethod
+    def _names_differ(cls, value: tuple[TextPlan, ...]) -> tuple[TextPlan, ...]:
+        labels = [text.label for text in value]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two texts are named {twice!r}: give each a 'name' of its own")
+        return value
 
 
 class ControlPlan(_Section):
@@ -366,6 +400,8 @@ class Plan(_Section):
         with endpoints do not count. Settings that came later count only where they are set."""
         data = self.model_dump(mode="json", exclude={"out", "name", "allow_code"})
         del data["cost"]["price_per_hour"]
+        if not self.fidelity.texts:
+            del data["fidelity"]["texts"]
         if not self.adaptive.enabled:
             del data["adaptive"]
         for variant, plan in zip(data["variants"], self.variants, strict=True):
@@ -488,6 +524,19 @@ def parse_parent(text: str) -> str | dict[str, Any]:
     """
     name, found, rest = text.partition("=")
     return {"endpoint": parse_endpoint(rest)} if found and name == "endpoint" else text
+
+
+def parse_text(text: str) -> dict[str, str]:
+    """``--text``'s value: ``FILE``, ``NAME=FILE`` or ``NAME@LANGUAGE=FILE``.
+
+    >>> parse_text("news@sw=texts/habari.txt")
+    {'file': 'texts/habari.txt', 'name': 'news', 'language': 'sw'}
+    """
+    head, found, file = text.partition("=")
+    if not found or Path(text).is_file():
+        return {"file": text}
+    name, _, language = head.partition("@")
+    return {"file": file, "name": name, "language": language}
 
 
 def read_yaml(path: Path) -> Any:

@@ -12,15 +12,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from evalq.errors import TaskError
+from evalq.plan import TextPlan
 from evalq.schema import content_hash
 
-__all__ = ["Document", "TextSource", "read_documents", "resolve_text"]
+__all__ = ["Document", "TextSource", "named_text", "read_documents", "resolve_text"]
 
 Purpose = Literal["calibration", "fidelity"]
 
@@ -100,6 +101,22 @@ def _jsonl_documents(path: Path, content: str) -> list[Document]:
         name = str(row.get("document", f"{path.name}:{number}"))
         documents.append(Document(text, name, str(row.get("slice", "prose"))))
     return documents
+
+
+def named_text(plan: TextPlan) -> TextSource:
+    """A text of the user's, under its own name and in the slice of its language.
+
+    Slices that a JSONL file names stay, below that of the language.
+
+    Raises:
+        TaskError: no such file, or no text in it.
+    """
+    slice_ = f"prose/{plan.language}" if plan.language else "prose"
+    documents = tuple(
+        replace(d, slice=slice_ if d.slice == "prose" else f"{slice_}/{d.slice}")
+        for d in read_documents(Path(plan.file))
+    )
+    return TextSource(plan.label, documents)
 
 
 def _python_reference(purpose: Purpose) -> TextSource:

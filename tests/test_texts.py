@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evalq.errors import TaskError
-from evalq.texts import read_documents, resolve_text
+from evalq.errors import PlanError, TaskError
+from evalq.plan import TextPlan, parse_plan, parse_text
+from evalq.texts import named_text, read_documents, resolve_text
 
 
 def test_python_reference_halves_share_no_document() -> None:
@@ -61,3 +62,32 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, words
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="cannot read the text"):
         read_documents(tmp_path / "none")
+
+
+def test_a_users_text_by_name_and_language(tmp_path: Path) -> None:
+    path = tmp_path / "habari.txt"
+    path.write_text("Habari za leo.\fHabari za jana.")
+    found = named_text(TextPlan(file=str(path), name="news", language="sw"))
+    assert found.name == "news"
+    assert [(d.document, d.slice) for d in found.documents] == [
+        ("habari.txt#0", "prose/sw"),
+        ("habari.txt#1", "prose/sw"),
+    ]
+    assert named_text(TextPlan(file=str(path))).documents[0].slice == "prose"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a b", "slice": "law"}\n{"text": "c d"}\n')
+    found = named_text(TextPlan(file=str(rows), language="en"))
+    assert [d.slice for d in found.documents] == ["prose/en/law", "prose/en"]
+    assert found.name == "rows"
+
+
+def test_text_flags_and_plans() -> None:
+    assert parse_text("a.txt") == {"file": "a.txt"}
+    assert parse_text("n=a.txt") == {"file": "a.txt", "name": "n", "language": ""}
+    plain, texts = parse_plan({}), {"texts": [{"file": "a.txt"}]}
+    assert parse_plan({"fidelity": texts}).hash != plain.hash
+    twice = {"texts": [{"file": "x/a.txt"}, {"file": "y/a.txt"}]}
+    with pytest.raises(PlanError, match="two texts are named 'a'"):
+        parse_plan({"fidelity": twice})
+    with pytest.raises(PlanError, match="language"):
+        parse_plan({"fidelity": {"texts": [{"file": "a", "language": "s w"}]}})

@@ -74,6 +74,13 @@ def command(
         bool,
         typer.Option("--allow-overlap", help="Calibrate on evaluated items; reports say so."),
     ] = False,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Prose of yours to compare distributions on: FILE, NAME=FILE or NAME@LANG=FILE; "
+            "repeat it."
+        ),
+    ] = None,
     allow_code: Annotated[
         bool,
         typer.Option(
@@ -122,7 +129,7 @@ def command(
     """
     from evalq.cli._progress import terminal_progress
     from evalq.errors import PlanError
-    from evalq.plan import parse_parent, parse_variant
+    from evalq.plan import parse_parent, parse_text, parse_variant
     from evalq.run import resolve_plan, run_plan
 
     flags: dict[str, Any] = {
@@ -139,6 +146,7 @@ def command(
         "data_dir": data_dir,
         "calibration.source": calibration,
         "calibration.allow_overlap": allow_overlap or None,
+        "fidelity.texts": [parse_text(value) for value in text or []],
         "allow_code": allow_code or None,
         "adaptive.enabled": adaptive or None,
         "adaptive.margin_pp": margin_pp,

@@ -6,7 +6,7 @@
 """
 
 from evalq.compare.across import Entrant, Shared, shared_items
-from evalq.compare.fidelity import FidelityResult, fidelity_result, kl_by_slice
+from evalq.compare.fidelity import FidelityResult, fidelity_by_text, fidelity_result, kl_by_slice
 from evalq.compare.pairs import Pairs, pair
 from evalq.compare.runs import Run, load_run
 from evalq.compare.slices import Comparison, PerplexityResult, SliceResult, compare, slice_result
@@ -21,6 +21,7 @@ __all__ = [
     "Shared",
     "SliceResult",
     "compare",
+    "fidelity_by_text",
     "fidelity_result",
     "kl_by_slice",
     "load_run",

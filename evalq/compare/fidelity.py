@@ -12,7 +12,7 @@ from evalq import stats
 from evalq.compare.runs import Run
 from evalq.errors import StatisticsError
 
-__all__ = ["FidelityResult", "fidelity_result", "kl_by_slice"]
+__all__ = ["FidelityResult", "fidelity_by_text", "fidelity_result", "kl_by_slice"]
 
 Interval = tuple[float, float]
 
@@ -57,6 +57,11 @@ class FidelityResult:
             "tokens": self.tokens,
         }
 
+    def detail(self) -> dict[str, Any]:
+        """``summary`` with the rest of the distribution of KL."""
+        rest = {"kl_median": self.kl_median, "kl_p95": self.kl_p95, "kl_max": self.kl_max}
+        return {**self.summary(), **rest}
+
 
 def _interval(call: Any) -> tuple[Interval | None, tuple[str, ...]]:
     try:
@@ -70,7 +75,39 @@ def fidelity_result(
     run: Run, variant: str, confidence: float | None = None
 ) -> FidelityResult | None:
     """Fidelity of ``variant`` (or of ``run.control``); ``None`` when it was not measured."""
-    frame = run.fidelity[run.fidelity["variant"] == variant]
+    return _result(run, variant, run.fidelity[run.fidelity["variant"] == variant], confidence)
+
+
+def fidelity_by_text(
+    run: Run, confidence: float | None = None
+) -> dict[tuple[str, str], list[FidelityResult]]:
+    """Fidelity of the negative control and of every variant on each text of the user's.
+
+    Returns:
+        ``(text, slice)`` to results, the control first; before them ``(text, "")`` for the held-out
+        text as a whole. Empty where the user gave no text.
+    """
+    named = [str(t["name"]) for t in (run.info.get("fidelity") or {}).get("texts") or ()]
+    frame = run.fidelity
+    out: dict[tuple[str, str], list[FidelityResult]] = {}
+    if frame.empty or not named:
+        return out
+    labels = [v for v in (run.control, *run.variants) if v in set(frame["variant"].unique())]
+    pairs = frame[["text", "slice"]].drop_duplicates().astype(str)
+    keys = [(t, s if t in named else "") for t, s in pairs.itertuples(index=False, name=None)]
+    for text, slice_ in dict.fromkeys(keys):
+        part = frame[frame["text"] == text]
+        part = part[part["slice"] == slice_] if slice_ else part
+        found = [
+            _result(run, label, part[part["variant"] == label], confidence) for label in labels
+        ]
+        out[text, slice_] = [result for result in found if result is not None]
+    return out
+
+
+def _result(
+    run: Run, variant: str, frame: pd.DataFrame, confidence: float | None
+) -> FidelityResult | None:
     if frame.empty:
         return None
     level = run.recommend.confidence if confidence is None else confidence

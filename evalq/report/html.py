@@ -33,6 +33,7 @@ from evalq.report.rows import (
     heatmap,
     kl_table,
     perplexity_rows,
+    text_rows,
     variant_rows,
 )
 from evalq.report.serving import capacity_rows, cost_rows, mixed_rows, price_note
@@ -127,4 +128,5 @@ def page(data: ReportData, pack: FlipPack) -> str:
         plan=data.run.recommend,
         perplexity=perplexity_rows(data),
         adaptive=adaptive_rows(data),
+        texts=text_rows(data),
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evalq import __version__
-from evalq.compare import SliceResult, kl_by_slice
+from evalq.compare import SliceResult, fidelity_by_text, kl_by_slice
 from evalq.frontier import AXES
 from evalq.report.flips import FlipPack
 from evalq.report.frames import ReportData
@@ -32,6 +32,7 @@ __all__ = [
     "kl_table",
     "perplexity_rows",
     "prompts_text",
+    "text_rows",
     "variant_rows",
 ]
 
@@ -147,6 +148,30 @@ def fidelity_rows(data: ReportData) -> list[dict[str, Any]]:
             "tokens": f"{f.tokens:,}",
         }
         for f in every
+    ]
+
+
+def text_rows(data: ReportData) -> list[dict[str, Any]]:
+    """A table for each text that distributions were compared on: names and numbers of variants."""
+    return [
+        {
+            "text": visible(text),
+            "slice": visible(slice_),
+            "tokens": f"{results[0].tokens:,}" if results else "0",
+            "rows": [
+                {
+                    "name": visible(r.variant),
+                    "control": r.variant == data.run.control,
+                    "top1": f"{100 * r.top1_agreement:.2f} %",
+                    **{
+                        key: f"{getattr(r, 'kl_' + key):.3g}"
+                        for key in ("mean", "median", "p95", "p99", "max")
+                    },
+                }
+                for r in results
+            ],
+        }
+        for (text, slice_), results in fidelity_by_text(data.run).items()
     ]
 
 

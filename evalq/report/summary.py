@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from evalq.compare import Comparison, SliceResult
+from evalq.compare import Comparison, SliceResult, fidelity_by_text
 from evalq.report.frames import ReportData
 from evalq.report.text import interval_text, markdown_safe, pp
 from evalq.report.words import headline, limits, unevenness_text
@@ -40,6 +40,24 @@ def _scores(comparison: Comparison | None, is_parent: bool) -> dict[str, Any]:
     }
 
 
+def _texts(data: ReportData, name: str) -> dict[str, Any]:
+    """Fidelity on each of the user's texts, with the noise floor of the parent on it."""
+    rows = []
+    for (text, slice_), results in fidelity_by_text(data.run).items():
+        own = next((r for r in results if r.variant == name), None)
+        floor = next((r for r in results if r.variant == data.run.control), None)
+        if own is not None and slice_:
+            rows.append(
+                {
+                    "text": text,
+                    "slice": slice_,
+                    **own.detail(),
+                    "noise_floor": None if floor is None else floor.detail(),
+                }
+            )
+    return {"texts": rows} if rows else {}
+
+
 def _variant(data: ReportData, name: str) -> dict[str, Any]:
     entry = data.run.variant_info(name)
     cost = data.costs[name]
@@ -63,7 +81,7 @@ def _variant(data: ReportData, name: str) -> dict[str, Any]:
             "decode": _number(cost.decode) if own_speed else None,
         },
         **_scores(data.comparisons.get(name), name == data.run.parent),
-        "fidelity": None if fidelity is None else fidelity.summary(),
+        "fidelity": None if fidelity is None else {**fidelity.summary(), **_texts(data, name)},
         "frontier": {
             "on_frontier": False if point is None else point.on_frontier,
             "probability": None if point is None else point.probability,

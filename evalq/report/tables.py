@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from evalq.compare import FidelityResult, SliceResult, kl_by_slice
+from evalq.compare import FidelityResult, SliceResult, fidelity_by_text, kl_by_slice
 from evalq.frontier import VariantCost
 from evalq.report.capacity import Capacity, capacity, capacity_table
 from evalq.report.frames import ReportData
@@ -148,6 +148,12 @@ def tables(data: ReportData) -> dict[str, pd.DataFrame]:
     room = capacity(data)
     if isinstance(room, Capacity):
         out["memory"] = capacity_table(room)
+    by_text = [
+        {"text": text, "slice": slice_, **_fidelity_row(result)}
+        for (text, slice_), results in fidelity_by_text(data.run).items()
+        for result in results
+    ]
+    out["fidelity_by_text"] = pd.DataFrame(by_text)
     if len(data.run.fidelity):
         out["kl_by_slice"] = kl_by_slice(data.run).reset_index()
     return {name: frame for name, frame in out.items() if len(frame)}

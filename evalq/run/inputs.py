@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalq.calibrate import read_calibration
+from evalq.errors import PlanError
 from evalq.fidelity import Window, cut_windows
 from evalq.plan import Plan
 from evalq.run.make import open_variant
@@ -30,14 +31,47 @@ class Inputs:
     Args:
         calibration: for methods that need it; ``None`` where none does.
         text: that distributions are compared on, or ``None``.
-        windows: of that text.
+        windows: of that text, then of ``texts``.
         given: artifacts that the user ships already, by label.
+        texts: the user's own, beside ``text``.
     """
 
     calibration: Calibration | None
     text: TextSource | None
     windows: list[Window]
     given: dict[str, Artifact]
+    texts: tuple[TextSource, ...] = ()
+
+    @property
+    def text_record(self) -> dict[str, Any]:
+        """What run.json says of the texts."""
+        if self.text is None:
+            return {}
+
+        def tokens(name: str) -> dict[str, int]:
+            own = [w for w in self.windows if w.text == name]
+            return {"windows": len(own), "tokens": sum(len(w.ids) - 1 for w in own)}
+
+        return {
+            "text": self.text.name,
+            "hash": self.text.hash,
+            "windows": len(self.windows),
+            "tokens": sum(len(w.ids) - 1 for w in self.windows),
+            "texts": [
+                {
+                    "name": source.name,
+                    "hash": source.hash,
+                    "slices": sorted({d.slice for d in source.documents}),
+                    **tokens(source.name),
+                }
+                for source in self.texts
+            ],
+        }
+
+    @property
+    def text_hashes(self) -> list[str]:
+        """Of everything that distributions are compared on."""
+        return [] if self.text is None else [self.text.hash, *(t.hash for t in self.texts)]
 
 
 def read_inputs(plan: Plan, parent: LoadedModel | None, tasks: Sequence[BuiltTask]) -> Inputs:
@@ -48,11 +82,12 @@ def read_inputs(plan: Plan, parent: LoadedModel | None, tasks: Sequence[BuiltTas
             directory that is no artifact.
     """
     from evalq.quantize.config import METHODS
-    from evalq.texts import resolve_text
+    from evalq.texts import named_text, resolve_text
 
     given = {v.label: open_variant(Path(v.artifact)) for v in plan.variants if v.artifact}
     calibration = text = None
     windows: list[Window] = []
+    texts: tuple[TextSource, ...] = ()
     if parent is None:
         return Inputs(None, None, windows, given)
     builtin = parent.source.demonstration
@@ -67,8 +102,17 @@ def read_inputs(plan: Plan, parent: LoadedModel | None, tasks: Sequence[BuiltTas
         )
     if plan.fidelity.enabled:
         text = resolve_text(plan.fidelity.source, "fidelity", builtin, plan.data_dir)
-        windows = cut_windows(text, parent.tokenizer, plan.fidelity.length, plan.fidelity.windows)
-    return Inputs(calibration, text, windows, given)
+        size = (plan.fidelity.length, plan.fidelity.windows)
+        windows = cut_windows(text, parent.tokenizer, *size)
+        texts = tuple(named_text(own) for own in plan.fidelity.texts)
+        for source in texts:
+            if source.name == text.name:
+                raise PlanError(
+                    f"a text is named {source.name!r}, as the held-out text is",
+                    hint="Give it another name: --text NAME=FILE.",
+                )
+            windows += cut_windows(source, parent.tokenizer, *size, named=True)
+    return Inputs(calibration, text, windows, given, texts)
 
 
 def note_calibration(info: dict[str, Any], calibration: Calibration | None) -> None:

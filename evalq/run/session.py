@@ -317,14 +317,9 @@ def _with_parent(session: _Session, parent: LoadedModel, inputs: Inputs) -> list
     if plan.engine.kind == "transformers":
         session.ask(PARENT, parent.hash, engine)
     if inputs.text is not None:
-        session.info["fidelity"] = {
-            "text": inputs.text.name,
-            "hash": inputs.text.hash,
-            "windows": len(inputs.windows),
-            "tokens": sum(len(w.ids) - 1 for w in inputs.windows),
-        }
+        session.info["fidelity"] = inputs.text_record
         session.text_key = content_hash(
-            [parent.hash, inputs.text.hash, plan.fidelity.model_dump(), dict(engine.settings)]
+            [parent.hash, inputs.text_hashes, plan.fidelity.model_dump(), dict(engine.settings)]
         )
         session.parent_pass = run_parent(parent, inputs.text.name, inputs.windows, session.progress)
         session.info["fidelity"]["kept"] = session.parent_pass.mode

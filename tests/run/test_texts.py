@@ -1,0 +1,68 @@
+"""--text: a run compares distributions on the user's prose too, and says how far the parent is from
+itself on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from evalq.compare import fidelity_by_text, load_run
+from evalq.report.render import render
+from evalq.run import resolve_plan, run_plan
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def test_prose_of_the_users(plan_data: dict[str, Any], tmp_path: Path) -> None:
+    one = tmp_path / "one.txt"
+    one.write_text("Tofauti ni ndogo sana, lakini ipo. " * 12)
+    many = tmp_path / "many.txt"
+    many.write_text("\f".join(f"Document number {i} says {i * i}." for i in range(6)))
+    plan_data["variants"] = plan_data["variants"][:1]
+    plan_data["cost"] = {"enabled": False}
+    plan_data["fidelity"] |= {
+        "texts": [
+            {"file": str(one), "name": HOSTILE, "language": "sw"},
+            {"file": str(many)},
+        ]
+    }
+    path = run_plan(resolve_plan(plan_data))
+    run = load_run(path)
+    recorded = run.info["fidelity"]["texts"]
+    assert [(t["name"], t["slices"]) for t in recorded] == [
+        (HOSTILE, ["prose/sw"]),
+        ("many", ["prose"]),
+    ]
+    frame = run.fidelity
+    label = run.variants[1]
+    found = fidelity_by_text(run)
+    held_out = next(t for t, s in found if s == "")
+    assert list(found) == [(held_out, ""), (HOSTILE, "prose/sw"), ("many", "prose")]
+    for (text, _), (control, variant) in found.items():
+        assert (control.variant, variant.variant) == ("parent@control", label)
+        own = frame[(frame["variant"] == label) & (frame["text"] == text)]
+        kl = own["kl"].to_numpy()
+        assert variant.tokens == control.tokens == len(kl) > 0
+        assert variant.kl_mean == kl.mean()
+        assert (variant.kl_median, variant.kl_p95, variant.kl_p99) == tuple(
+            np.quantile(kl, (0.5, 0.95, 0.99))
+        )
+        assert variant.kl_max == kl.max()
+        assert variant.top1_agreement == own["top1"].mean()
+        assert control.kl_mean < variant.kl_mean
+        # The user's text of one document has its windows as clusters.
+        assert variant.kl_ci is not None or text == held_out
+    page = render(path).read_text(encoding="utf-8")
+    assert "By text" in page
+    assert HOSTILE not in page
+    assert "(noise floor)" in page
+    table = pd.read_csv(path / "report" / "tables" / "fidelity_by_text.csv")
+    assert len(table) == 6
+    summary = json.loads((path / "report" / "summary.json").read_text())
+    texts = summary["variants"][1]["fidelity"]["texts"]
+    assert [(t["text"], t["slice"]) for t in texts] == [(HOSTILE, "prose/sw"), ("many", "prose")]
+    assert texts[0]["noise_floor"]["kl_mean"] < texts[0]["kl_mean"]
