@@ -25,11 +25,18 @@ __all__ = [
 
 
 def check_served_plan(plan: Plan) -> None:
-    """Refuse what an endpoint cannot be: a parent to make variants of.
+    """Refuse what an endpoint cannot be: a parent to make variants of, or one whose distributions
+    are compared on the user's texts.
 
     Raises:
-        PlanError: names the variant.
+        PlanError: names the variant or the text.
     """
+    if plan.fidelity.texts and not without_local_measures(plan).fidelity.enabled:
+        why = "the parent and a variant have to be local" if plan.served else "fidelity is off"
+        raise PlanError(
+            f"distributions cannot be compared on the text {plan.fidelity.texts[0].label!r}: {why}",
+            hint="Leave --text (fidelity.texts) out.",
+        )
     if plan.parent_endpoint is None:
         return
     for variant in plan.variants:

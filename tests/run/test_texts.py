@@ -9,12 +9,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from evalq.compare import fidelity_by_text, load_run
+from evalq.errors import PlanError
 from evalq.report.render import render
 from evalq.run import resolve_plan, run_plan
 
 HOSTILE = "<script>alert(1)</script>"
+
+
+def test_a_text_that_nothing_can_be_compared_on(plan_data: dict[str, Any], tmp_path: Path) -> None:
+    plan_data["fidelity"] = {"enabled": False, "texts": [{"file": "a.txt"}]}
+    with pytest.raises(PlanError, match="fidelity is off"):
+        run_plan(resolve_plan(plan_data))
+    plan_data["fidelity"] = {"texts": [{"file": "a.txt"}]}
+    plan_data["variants"] = [{"endpoint": {"url": "http://127.0.0.1:9/v1", "model": "m"}}]
+    with pytest.raises(PlanError, match="have to be local"):
+        run_plan(resolve_plan(plan_data))
 
 
 def test_prose_of_the_users(plan_data: dict[str, Any], tmp_path: Path) -> None:
