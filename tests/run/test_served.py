@@ -324,6 +324,31 @@ def test_log_likelihoods_are_paired_with_a_local_parents(
     assert place["scheme"].startswith(f"unknown; completions of {server.url}, model fake")
 
 
+def test_an_adaptive_run_stops_asking_an_endpoint(
+    serve: Start, items: Path, tmp_path: Path
+) -> None:
+    """The variant answers in another way than the parent, so that few items decide."""
+    server = serve()
+    where = {"url": server.url, "model": "fake"}
+    plan = resolve_plan(
+        {
+            "parent": {"endpoint": where},
+            "variants": [{"endpoint": {**where, "api": "chat"}, "name": "chatty"}],
+            "workloads": [str(items)],
+            "control": {"enabled": False},
+            "adaptive": {"enabled": True},
+            "out": str(tmp_path / "run"),
+        }
+    )
+    run = load_run(run_plan(plan))
+    counts = run.items.groupby("variant", observed=True).size().to_dict()
+    assert counts["parent"] == ITEMS
+    assert 24 <= counts["chatty"] < ITEMS
+    (stop,) = run.info["adaptive"]["variants"]["chatty"].values()
+    assert (stop["used"], stop["decision"]) == (counts["chatty"], "fail")
+    assert sum(asked(server).values()) == ITEMS + counts["chatty"]
+
+
 def test_variants_are_not_made_of_an_endpoint(items: Path) -> None:
     plan = parse_plan(
         {
