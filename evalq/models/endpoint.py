@@ -25,6 +25,9 @@ _STOPS = 4
 _UNSUPPORTED = frozenset({200, 400, 422, 501})
 """Answers to an ``echo`` request that mean: not here."""
 
+_OF_ONE_PROMPT = frozenset({200, 400, 413, 422})
+"""Refusals that may be of one prompt (too long, say), so that a user has to know which."""
+
 
 class EndpointEngine:
     """Answers requests by asking an endpoint.
@@ -203,7 +206,17 @@ class EndpointEngine:
     def _one(self, request: Request) -> Response:
         start = time.perf_counter()
         ask = self._generate if request.kind == "generate_until" else self._score
-        return replace(ask(request), seconds=time.perf_counter() - start)
+        try:
+            found = ask(request)
+        except Refused as error:
+            if error.status not in _OF_ONE_PROMPT:
+                raise
+            raise Refused(
+                f"{error.message} (the prompt ends in {request.context[-60:]!r})",
+                error.status,
+                hint=error.hint or "Leave its task out, or serve the model with a longer context.",
+            ) from None
+        return replace(found, seconds=time.perf_counter() - start)
 
     def _generate(self, request: Request) -> Response:
         limit = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens

@@ -266,8 +266,9 @@ def test_answers_come_as_they_are_and_one_failure_keeps_the_others(serve):
         for i, response in engine.stream(prompts(40)):
             found[i] = response.text
 
-    with pytest.raises(EndpointError, match="400"):
+    with pytest.raises(EndpointError, match=r"400.*the prompt ends in 'prompt number 7'") as caught:
         ask()
+    assert "longer context" in caught.value.hint
     assert {0, 1, 2, 3, 4} <= set(found)
     assert 7 not in found
     assert len(found) < 20
