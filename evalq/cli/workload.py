@@ -23,7 +23,8 @@ def check_answer(
     Args:
         file: see ``evalq.tasks.workloads.load_workload``.
         show: prompts of each task to show.
-        parent: directory with a tokenizer, to count tokens; empty for none.
+        parent: whose tokenizer counts tokens: ``builtin``, ``smollm2``, a directory, a GGUF file
+            or a hub name; empty for none.
         allow_code: see ``evalq.tasks.consent``.
 
     Returns:
@@ -33,12 +34,13 @@ def check_answer(
     Raises:
         TaskError: a fault in the file, with its line number.
         PlanError: an unknown scorer, code that is not allowed.
-        ParentError: no tokenizer there.
+        ParentError: no such parent, or no tokenizer there.
     """
+    from evalq.models.counting import token_counter
     from evalq.stats import detectable_margin
     from evalq.tasks.bridge import build_workload
 
-    count = _counter(parent)
+    count = token_counter(parent) if parent else None
     built = build_workload(file, allow_code=allow_code)
     tasks = []
     for task in built:
@@ -46,7 +48,7 @@ def check_answer(
         slices: dict[str, int] = {}
         for item in task.items:
             slices[item.slice] = slices.get(item.slice, 0) + 1
-        tokens = [count(item.prompt) for item in task.items] if count else None
+        tokens = count([item.prompt for item in task.items]) if count else None
         tasks.append(
             {
                 "task": task.name,
@@ -72,21 +74,6 @@ def check_answer(
     }
 
 
-def _counter(parent: str) -> Any:
-    if not parent:
-        return None
-    from transformers import AutoTokenizer
-
-    from evalq.errors import ParentError
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(parent, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ParentError(f"{parent} holds no tokenizer that can be read: {reason}") from None
-    return lambda text: len(tokenizer(text)["input_ids"])
-
-
 def _spread(values: list[int]) -> dict[str, float]:
     ordered = sorted(values)
     middle = len(ordered) // 2
@@ -98,7 +85,10 @@ def _spread(values: list[int]) -> dict[str, float]:
 def check(
     file: Annotated[str, typer.Argument(help="JSONL file, with :SCORER if you like.")],
     show: Annotated[int, typer.Option(min=0, help="Prompts to show of each task.")] = 3,
-    parent: Annotated[str, typer.Option(help="Directory whose tokenizer counts tokens.")] = "",
+    parent: Annotated[
+        str,
+        typer.Option(help="builtin, smollm2, a directory or a GGUF file, to count tokens."),
+    ] = "",
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Load Python that the workload names.")
     ] = False,

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from evalq.artifacts.files import open_files
 from evalq.artifacts.identity import hash_file
 from evalq.errors import ArtifactError, MissingDependencyError, ParentError
 from evalq.models.quiet import quiet
+from evalq.models.sources import kept_conversion
 
 __all__ = ["GgufModel", "load_gguf"]
 
@@ -74,7 +74,7 @@ def load_gguf(path: Path, dtype: torch.dtype, attention: str) -> GgufModel:
             )
     _check_magic(path)
     digest = hash_file(path)
-    place = _cache() / f"{digest}-{transformers.__version__}"
+    place = kept_conversion(path, digest)
     with quiet():
         census = _read_kept(place) or _convert(path, place)
         if _read_kept(place) is not None:
@@ -125,14 +125,6 @@ def _load(
                 delattr(holder, name)
     module.is_quantized = False
     return module, tokenizer
-
-
-def _cache() -> Path:
-    named = os.environ.get("EVALQ_CACHE")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "evalq"
 
 
 def _read_kept(place: Path) -> dict[str, Any] | None:

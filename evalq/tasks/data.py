@@ -19,6 +19,7 @@ from evalq.errors import PlanError, TaskError, nearest
 __all__ = [
     "LAYOUTS",
     "LocalData",
+    "Rows",
     "Spec",
     "expected",
     "find_local",
@@ -354,6 +355,20 @@ def expected(spec: Spec, data_dir: Path, split: str) -> str:
     layout = layout_of(spec)
     names = layout.files(split, spec.config) or (f"{split}.jsonl",)
     return str(_folders(spec, layout, data_dir)[0] / names[0])
+
+
+class Rows(list[Row]):
+    """Rows that need no type of their own, in the place of a ``datasets.Dataset``.
+
+    lm-eval iterates over documents, takes single ones and asks for their features; Arrow's typed
+    columns cost a third of the time that a workload of 10,000 items takes to build. All rows have
+    the same keys.
+    """
+
+    @property
+    def features(self) -> Row:
+        """The columns; lm-eval looks at their names alone."""
+        return self[0] if self else {}
 
 
 def to_dataset(splits: Mapping[str, list[Row]], wanted: Iterable[str]) -> Any:

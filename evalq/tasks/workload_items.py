@@ -135,8 +135,13 @@ def _check_text(doc: Mapping[str, Any], where: str) -> None:
     """Text that UTF-8 cannot hold could not be hashed, stored or sent."""
     for value in doc.values():
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
-                raise TaskError(f"{where}: a lone surrogate (\\ud800 to \\udfff) is not text")
+            if isinstance(text, str) and not text.isascii():
+                try:
+                    text.encode("utf-8")
+                except UnicodeEncodeError:
+                    raise TaskError(
+                        f"{where}: a lone surrogate (\\ud800 to \\udfff) is not text"
+                    ) from None
 
 
 def _choice_fields(row: Mapping[str, Any], where: str) -> dict[str, Any]:

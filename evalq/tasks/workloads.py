@@ -20,7 +20,7 @@ from typing import Any
 from evalq.errors import PlanError, TaskError, nearest
 from evalq.tasks.code_scorers import Code
 from evalq.tasks.consent import check_consent
-from evalq.tasks.data import to_dataset
+from evalq.tasks.data import Rows
 from evalq.tasks.index import load_config
 from evalq.tasks.load import LoadedTask, load_task, make_task
 from evalq.tasks.sandbox import isolation
@@ -98,7 +98,7 @@ def load_workload(
         config = _free_config(name, rows, function) if kind == "free" else _choice_config(name)
         for row in rows:
             row["slice"] = f"workload/{stem}" + (f"/{row['slice']}" if row["slice"] else "")
-        task = make_task(config, to_dataset({"test": rows}, ()), str(source.path))
+        task = make_task(config, {"test": Rows(rows)}, str(source.path))
         _adapt(task)
         loaded = LoadedTask(task, str(source.path), _notes(rows, function))
         out.append(Workload(name, f"workload/{stem}", loaded, True))

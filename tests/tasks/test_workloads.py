@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
-import time
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -296,13 +298,22 @@ def test_an_lm_eval_task_as_it_is(tmp_path: Path) -> None:
     assert (built.items[0].slice, built.items[0].item_id) == ("workload/own-task", "0")
 
 
-def test_ten_thousand_items_are_quick(tmp_path: Path) -> None:
-    rows = [{"prompt": f"Item {i}?", "target": str(i)} for i in range(10_000)]
+@pytest.mark.parametrize("choices", [False, True])
+def test_ten_thousand_items_are_checked_in_ten_seconds(choices: bool, tmp_path: Path) -> None:
+    """The whole command, imports and token counts in it, in seconds of processor."""
+    kind = {"choices": ["a", "b", "c"], "answer": 1} if choices else {"target": "4"}
+    words = "alpha beta gamma delta epsilon " * 12
+    rows = [{"prompt": f"Item {i}: {words}?", **kind} for i in range(10_000)]
     path = write(tmp_path / "big.jsonl", *rows)
-    start = time.process_time()
-    (built,) = build([], [path])
-    assert len(built.items) == 10_000
-    assert time.process_time() - start < 10
+    command = [sys.executable, "-m", "evalq.cli.main", "workload", "check", str(path)]
+    start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run(
+        [*command, "--parent", "builtin", "--json"], capture_output=True, text=True, check=True
+    )
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start < 10
+    answer = json.loads(done.stdout)
+    assert answer["items"] == 10_000
+    assert answer["tasks"][0]["tokens"]["max"] == len(f"Item 9999: {words}?".encode())
 
 
 @pytest.mark.parametrize(
