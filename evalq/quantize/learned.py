@@ -31,6 +31,8 @@ _EDGE = 0.49
 """Largest distance of a code's start from its level: inside the cell that rounds to it."""
 _REACH = 0.5
 """Farthest that training moves a code before it is rounded."""
+_FASTEST = 15.0
+"""Levels that the largest code may move a step for each step of a code: what 4 bits do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class RoundingSettings:
 
     Args:
         steps: of one decoder layer, a batch of windows each; the first and largest step moves a
-            code by ``1 / steps`` levels and a scale by that share of itself.
+            code by ``1 / steps`` levels and a scale by that share of itself (beyond 4 bits by
+            less, since a share of a scale is then many levels of the largest code).
         seed: of the order of batches.
     """
 
@@ -97,6 +100,7 @@ class _Learned(nn.Module):
         size = group_size(weight.scheme, columns)
         self.kept = weight
         self.top = float((1 << weight.scheme.bits) - 1)
+        self.pace = min(1.0, _FASTEST / self.top)
         self.zeros = weight.float_zeros().unsqueeze(-1)
         self.start = weight.scales.float().unsqueeze(-1)
         codes = weight.codes.reshape(rows, columns // size, size).float()
@@ -223,8 +227,8 @@ def _train(
         rate = (1.0 - step / settings.steps) / settings.steps
         with torch.no_grad():
             for module in learned:
-                for parameter in (module.offset, module.growth):
+                for parameter, pace in ((module.offset, 1.0), (module.growth, module.pace)):
                     if parameter.grad is not None:
-                        parameter.sub_(parameter.grad.sign_(), alpha=rate)
+                        parameter.sub_(parameter.grad.sign_(), alpha=rate * pace)
                         parameter.grad = None
                 module.offset.clamp_(-_REACH, _REACH)
