@@ -112,7 +112,7 @@ class _State:
     by_request: Floats
     e: Floats
     e_logprobs: Floats
-    sampled_like: float
+    looks_sampled: bool
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -240,12 +240,21 @@ def _sampled(
     return log_e, outside, likelihood
 
 
-def _looks_sampled(greedy: Sequence[Weighed]) -> float:
-    """How far answers to temperature 0 are from samples of the parent, in standard deviations."""
+def _looks_sampled(greedy: Sequence[Weighed]) -> bool:
+    """Whether answers to temperature 0 are as unlikely under the parent as its samples would be.
+
+    The parent's own choices lose nothing to its likeliest tokens, its samples on average their
+    entropy less that of the choices. Short answers lie within the band of samples whatever they
+    are, so they also have to be nearer to samples than to choices.
+    """
     if not greedy:
-        return -math.inf
-    surplus = sum(float(r.nll[0] - r.entropy[0]) for r in greedy)
-    return surplus / math.sqrt(max(1e-12, sum(float(r.variance[0]) for r in greedy)))
+        return False
+    nll = sum(float(r.nll[0]) for r in greedy)
+    entropy = sum(float(r.entropy[0]) for r in greedy)
+    spread = math.sqrt(max(1e-12, sum(float(r.variance[0]) for r in greedy)))
+    excess = sum(r.excess for r in greedy)
+    expected = entropy - (nll - excess)
+    return (nll - entropy) / spread > -_BAND and excess > expected / 2
 
 
 def _made(state: _State, verdict: Verdict, settled: bool, **more: Any) -> Decision:
@@ -337,7 +346,7 @@ def _none_fits(state: _State, calibration: Calibration) -> Decision:
     mixed = _mixture(state)
     if mixed is not None:
         return mixed
-    if state.sampled_like > -_BAND:
+    if state.looks_sampled:
         reason = (
             "answers to temperature 0 look like samples: the endpoint does not honour the "
             "temperature, so nothing can be compared"

@@ -43,6 +43,8 @@ class Weighed:
         e_logprobs: ``[K]`` the same e-value from returned log-probabilities; NaN without them.
         fit_logprobs: ``[K, S]`` their log-likelihood; 0 without them.
         nll, entropy, variance: ``[R]`` summed over tokens, at temperature 1.
+        excess: nats by which all served tokens are less likely under the parent than its own
+            likeliest ones: 0 where the parent would have chosen every token.
         gap, flip: a vector for each of K.
     """
 
@@ -57,6 +59,7 @@ class Weighed:
     nll: Floats
     entropy: Floats
     variance: Floats
+    excess: float
     gap: tuple[Floats, ...]
     flip: tuple[NDArray[np.bool_], ...]
 
@@ -154,6 +157,7 @@ class Weigher:
             nll=np.array([-scores[n].logp.sum() for n in everyone]),
             entropy=np.array([scores[n].entropy.sum() for n in everyone]),
             variance=np.array([scores[n].variance.sum() for n in everyone]),
+            excess=float(scores[BASE].gap[scores[BASE].flip].sum()),
             gap=tuple(gaps),
             flip=tuple(flips),
         )
