@@ -32,7 +32,8 @@ docs: $(STAMP) ## build the documentation site into build/site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: check ## all fast tests
-	$(BIN)/python -m pytest
+	# A process a core, one thread each: threads of several processes would wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(STAMP) ## the checks that take minutes
 	$(BIN)/python -m pytest -m slow
