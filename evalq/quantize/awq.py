@@ -16,6 +16,7 @@ from torch import Tensor
 from evalq.kernels.packing import QuantizedWeight
 from evalq.quantize.gptq import block_importance
 from evalq.quantize.grid import encode, minmax_grid, search_grid
+from evalq.quantize.job import Reading
 from evalq.schema import WeightScheme
 
 __all__ = ["AwqChoice", "awq_weight", "output_error", "search_scales"]
@@ -43,9 +44,7 @@ def output_error(difference: Tensor, hessian: Tensor) -> float:
 
 
 def search_scales(
-    weights: Sequence[Tensor],
-    hessian: Tensor,
-    magnitude: Tensor,
+    readings: Sequence[Reading],
     rows: Tensor,
     channels: int,
     scheme: WeightScheme,
@@ -56,22 +55,25 @@ def search_scales(
     """Scales of least output error among ``magnitude**a / weights**(1-a)``, ``a`` from 0 to 1.
 
     Args:
-        weights: of all layers that read the scaled channels, float32 ``[out, in]`` each.
-        hessian: of their input, ``[in, in]``.
-        magnitude: mean absolute input, ``[in]``.
+        readings: all weights that read the scaled channels, with their inputs. The experts of a
+            mixture read different tokens; each counts by how many, and those without any not.
         rows: the channel that each column reads, int64 ``[in]``.
         channels: how many channels there are; those not read keep scale 1.
         scheme: that weights will be stored in.
         grid: values of ``a`` tried; no scaling at all is always tried too.
         duo_scaling: divide by the weights' mean size; else ``magnitude**a`` alone.
     """
-    joined = torch.cat(list(weights))
-    by_weight = _spread(_relative_size(joined, scheme), rows, channels)
+    used = [r for r in readings if r.statistics.tokens]
+    total = sum(r.statistics.tokens for r in used)
+    magnitude = torch.stack(
+        [r.statistics.magnitude * (r.statistics.tokens / total) for r in used]
+    ).sum(0)
+    by_weight = _spread(_relative_size(torch.cat([r.weight for r in used]), scheme), rows, channels)
     by_input = _spread(magnitude, rows, channels)
     read = torch.zeros(channels, dtype=torch.bool, device=rows.device)
     read[rows] = True
-    ones = torch.ones(channels, device=joined.device)
-    plain = _scaled_error(joined, ones[rows], hessian, scheme)
+    ones = torch.ones(channels, device=magnitude.device)
+    plain = _scaled_error(used, ones[rows], scheme)
     best = AwqChoice(ones, -1.0, plain, plain)
     for step in range(grid):
         strength = step / max(1, grid - 1)
@@ -81,7 +83,7 @@ def search_scales(
         scales = scales.clamp_min(1e-4)
         scales = scales / (scales[read].max() * scales[read].min()).sqrt()
         scales = torch.where(read, scales, ones)
-        error = _scaled_error(joined, scales[rows], hessian, scheme)
+        error = _scaled_error(used, scales[rows], scheme)
         if error < best.error:
             best = AwqChoice(scales, strength, error, plain)
     return best
@@ -102,10 +104,17 @@ def _spread(values: Tensor, rows: Tensor, channels: int) -> Tensor:
     return total / count.clamp_min(1)
 
 
-def _scaled_error(weight: Tensor, columns: Tensor, hessian: Tensor, scheme: WeightScheme) -> float:
-    scaled = weight * columns
-    rounded = encode(scaled, minmax_grid(scaled, scheme), scheme).dequantize()
-    return output_error(rounded / columns - weight, hessian)
+def _scaled_error(readings: Sequence[Reading], columns: Tensor, scheme: WeightScheme) -> float:
+    """Squared output error over all tokens that were read, a token."""
+    error = total = 0.0
+    for reading in readings:
+        scaled = reading.weight * columns
+        rounded = encode(scaled, minmax_grid(scaled, scheme), scheme).dequantize()
+        difference = rounded / columns - reading.weight
+        tokens = reading.statistics.tokens
+        error += tokens * output_error(difference, reading.statistics.hessian)
+        total += tokens
+    return error / total
 
 
 def awq_weight(

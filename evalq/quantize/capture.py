@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +16,15 @@ from evalq.quantize.linear import check_finite, is_linear
 from evalq.quantize.skeleton import StopPassError, ToWork, identity_layers, until_head
 
 __all__ = [
-    "Block",
     "LayerCall",
     "Replay",
     "Stream",
-    "Trace",
     "advance",
     "advance_parent",
     "capture_inputs",
     "head_inputs",
     "observe",
     "run_layer",
-    "trace_layer",
 ]
 
 
@@ -288,83 +284,3 @@ def advance(layer: nn.Module, name: str, stream: Stream, index: int, replay: Rep
         call = stream.calls[number][index]
         stream.hidden[number] = run_layer(layer, hidden, call, stream.products)
         check_finite(f"the output of {name}", stream.hidden[number])
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Linear layers that read the same tensor, and so share one Hessian.
-
-    Args:
-        names: of the linear layers.
-        source: the module whose output they read as it is, or ``None``.
-    """
-
-    names: tuple[str, ...]
-    source: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What a decoder layer does, in order.
-
-    Args:
-        stages: blocks that can be looked at in one pass, in the order of the forward pass. A stage
-            is one block, but for the experts of a mixture, which go together.
-    """
-
-    stages: tuple[tuple[Block, ...], ...]
-
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """All blocks in order."""
-        return tuple(block for stage in self.stages for block in stage)
-
-
-def _key(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.numel()
-
-
-def trace_layer(layer: nn.Module, hidden: Tensor, call: LayerCall, names: Sequence[str]) -> Trace:
-    """Run ``layer`` once and see which linear layer reads what.
-
-    Args:
-        layer: a decoder layer.
-        hidden: one batch for it.
-        call: the rest of its arguments.
-        names: the linear layers that are to be quantized.
-    """
-    wanted = set(names)
-    order: list[tuple[tuple[int, int], str]] = []
-    made: dict[tuple[int, int], str] = {}
-    alive: list[Tensor] = []
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def call_(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-            if inputs and isinstance(inputs[0], Tensor) and name in wanted:
-                alive.append(inputs[0])
-                order.append((_key(inputs[0]), name))
-            # Only modules with weights: an idle dropout hands on the tensor that it was given.
-            if isinstance(out, Tensor) and isinstance(getattr(module, "weight", None), Tensor):
-                alive.append(out)
-                made[_key(out)] = name
-
-        return call_
-
-    handles = [m.register_forward_hook(hook(n)) for n, m in layer.named_modules() if n]
-    try:
-        run_layer(layer, hidden, call)
-    finally:
-        for handle in handles:
-            handle.remove()
-    grouped: dict[tuple[int, int], list[str]] = {}
-    for key, name in order:
-        grouped.setdefault(key, []).append(name)
-    seen = {name for _, name in order}
-    blocks = [Block(tuple(members), made.get(key)) for key, members in grouped.items()]
-    blocks += [Block((name,), None) for name in names if name not in seen]
-    stages: dict[tuple[str, ...], list[Block]] = {}
-    for block in blocks:
-        # Experts differ by a number in their names alone.
-        alike = tuple(re.sub(r"\d+", "*", name) for name in block.names)
-        stages.setdefault(alike, []).append(block)
-    return Trace(tuple(tuple(stage) for stage in stages.values()))

@@ -8,14 +8,15 @@ proven by a probe: with random scales folded in, the layer must give what it gav
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from evalq.quantize.capture import LayerCall, Trace, run_layer
+from evalq.quantize.capture import LayerCall, run_layer
 from evalq.quantize.linear import get_weight, is_linear, weight_shape
+from evalq.quantize.trace import Block, Trace, alike
 
 __all__ = ["Fold", "apply_fold", "find_folds", "norm_offset"]
 
@@ -29,7 +30,8 @@ class Fold:
 
     Args:
         producer: name of the norm or linear layer whose channels are divided.
-        consumers: names of the linear layers whose columns are multiplied.
+        consumers: names of the layers whose columns are multiplied: linear ones, and behind a norm
+            also routers of mixtures, which are modules of their own with a matrix.
         rows: int64 ``[in]``: the producer's channel that each column reads. Several columns may
             read one channel (grouped-query attention).
         channels: output channels of the producer.
@@ -121,41 +123,85 @@ def find_folds(
         call: the rest of its arguments, for that batch.
         head_dim: width of an attention head, or 0 if unknown.
         seed: of the probe's scales.
+
+    Returns:
+        The folds. Experts that no token of ``hidden`` reached get what was proven for another of
+        their mixture, since all run the same code.
     """
     base = run_layer(layer, hidden, call)
     generator = torch.Generator().manual_seed(seed)
-    folds = []
+    found: dict[int, Fold] = {}
+    folded: set[str] = set()
     for index, block in enumerate(trace.blocks):
+        if folded.issuperset(block.names):
+            continue
         earlier = [name for b in trace.blocks[:index] for name in b.names]
-        for fold in _candidates(layer, block.names, block.source, earlier, head_dim):
+        for fold in _candidates(layer, block, trace, earlier, head_dim):
             scales = torch.ones(fold.channels, device=hidden.device)
             drawn = torch.exp2(2 * torch.rand(fold.channels, generator=generator) - 1)
             scales[fold.rows] = drawn.to(hidden.device)[fold.rows]
             if _proven(layer, fold, scales, hidden, call, base):
-                folds.append(fold)
+                found[index] = fold
+                folded.update(fold.consumers)
                 break
-    return folds
+    found |= _inside_other_experts(layer, trace, found, folded)
+    return [found[index] for index in sorted(found)]
+
+
+def _inside_other_experts(
+    layer: nn.Module, trace: Trace, found: Mapping[int, Fold], folded: set[str]
+) -> dict[int, Fold]:
+    """What was proven inside one expert, for those that no token of the probe reached."""
+    names = [name for block in trace.blocks for name in block.names]
+    proven = {tuple(alike(c) for c in fold.consumers): fold for fold in found.values()}
+    more = {}
+    for index, block in enumerate(trace.blocks):
+        fold = proven.get(tuple(alike(name) for name in block.names))
+        if fold is None or folded.issuperset(block.names) or alike(fold.producer) == fold.producer:
+            continue
+        own = [
+            name
+            for name in names
+            if alike(name) == alike(fold.producer) and not _other_expert(name, block.names[0])
+        ]
+        shapes = [weight_shape(layer.get_submodule(n)) for n in (*own, *block.names)]
+        proven_names = (fold.producer, *fold.consumers)
+        if shapes == [weight_shape(layer.get_submodule(n)) for n in proven_names]:
+            more[index] = Fold(own[0], block.names, fold.rows, fold.channels)
+    return more
 
 
 def _candidates(
-    layer: nn.Module,
-    consumers: tuple[str, ...],
-    source: str | None,
-    earlier: Sequence[str],
-    head_dim: int,
+    layer: nn.Module, block: Block, trace: Trace, earlier: Sequence[str], head_dim: int
 ) -> Iterator[Fold]:
+    consumers = block.names
     width = weight_shape(layer.get_submodule(consumers[0]))[1]
     device = get_weight(layer.get_submodule(consumers[0])).device
     identity = torch.arange(width, device=device)
-    if source is not None and not is_linear(layer.get_submodule(source)):
-        weight = layer.get_submodule(source).weight
-        if isinstance(weight, nn.Parameter) and tuple(weight.shape) == (width,):
-            yield Fold(source, consumers, identity, width)
+    norms = [norm for norm, readers in trace.readers.items() if consumers[0] in readers]
+    for norm in norms:
+        weight = layer.get_submodule(norm).weight
+        if not isinstance(weight, nn.Parameter) or tuple(weight.shape) != (width,):
+            continue
+        # All that read the norm at once: a mixture's router, its experts and what they share.
+        everyone = (*consumers, *(n for n in trace.readers[norm] if n not in consumers))
+        yield Fold(norm, everyone, identity, width)
+    if norms or block.source in trace.readers:
         return
     for name in reversed(earlier):
+        if _other_expert(name, consumers[0]):
+            continue
         channels = weight_shape(layer.get_submodule(name))[0]
         for rows in _row_maps(channels, width, head_dim, identity):
             yield Fold(name, consumers, rows, channels)
+
+
+def _other_expert(name: str, other: str) -> bool:
+    """Whether two names are of different experts of one mixture: ``a.0.b`` and ``a.1.c``."""
+    for mine, its in zip(name.split("."), other.split("."), strict=False):
+        if mine != its:
+            return mine.isdigit() and its.isdigit()
+    return False
 
 
 def _row_maps(channels: int, width: int, head_dim: int, identity: Tensor) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from evalq.kernels.packing import QuantizedWeight
 from evalq.quantize.config import Method, skipped_parts
 from evalq.schema import WeightScheme
 
-__all__ = ["InputStatistics", "Job", "LayerReport"]
+__all__ = ["InputStatistics", "Job", "LayerReport", "Reading"]
 
 _EXPERTS_NAMED = 8
 
@@ -111,6 +111,19 @@ class InputStatistics:
         return InputStatistics(
             hessian, self.magnitude / columns, self.tokens, largest, self.stride, kept
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """Weights that read one tensor, and what is known of it.
+
+    Args:
+        weight: of all layers that read it, one below the other, float32 ``[out, in]``.
+        statistics: of their input.
+    """
+
+    weight: Tensor
+    statistics: InputStatistics
 
 
 @dataclass(slots=True)

@@ -11,18 +11,9 @@ from torch import Tensor, nn
 
 from evalq.errors import NonFiniteError, QuantizationError
 from evalq.kernels.packing import QuantizedWeight
-from evalq.quantize.awq import AwqChoice, awq_weight, output_error, search_scales
-from evalq.quantize.capture import (
-    Block,
-    LayerCall,
-    Replay,
-    Stream,
-    advance,
-    advance_parent,
-    observe,
-    trace_layer,
-)
-from evalq.quantize.folds import Fold, apply_fold, find_folds
+from evalq.quantize.awq import awq_weight, output_error
+from evalq.quantize.capture import LayerCall, Replay, Stream, advance, advance_parent, observe
+from evalq.quantize.folds import find_folds
 from evalq.quantize.gptq import GptqSettings, GptqStats, gptq_weight
 from evalq.quantize.job import InputStatistics, Job, LayerReport
 from evalq.quantize.learned import RoundingSettings, learn_rounding
@@ -36,7 +27,9 @@ from evalq.quantize.linear import (
     weight_shape,
 )
 from evalq.quantize.rtn import rtn_weight
-from evalq.quantize.smooth import KEPT_TOKENS, round_inputs, search_smoothing
+from evalq.quantize.scaling import fold_scales, note_unfolded
+from evalq.quantize.smooth import KEPT_TOKENS, round_inputs
+from evalq.quantize.trace import Block, trace_layer
 from evalq.schema import WeightScheme
 
 PROBE_TOKENS = 16
@@ -90,8 +83,8 @@ def quantize_decoder_layer(
         seen = _statistics(job, layer, name, blocks, stream, index, Replay())
         small = stream.hidden[0][:1, :PROBE_TOKENS]
         folds = find_folds(layer, trace, small, probe, job.head_dim, job.seed)
-        _note_unfolded(job, name, blocks, folds)
-        _fold_scales(job, layer, name, folds, wanted, seen, strengths)
+        note_unfolded(job, name, blocks, folds)
+        fold_scales(job, layer, name, folds, wanted, seen, strengths)
     first, replay, finished = True, Replay(), set(modules) - wanted
     for stage in trace.stages:
         blocks = tuple(b for b in stage if wanted.intersection(b.names))
@@ -216,67 +209,6 @@ def _check_reached(job: Job, name: str, tokens: int) -> None:
             f"{name}: only {tokens} calibration tokens reached this expert"
             + ("; it was rounded to nearest" if tokens == 0 else "")
         )
-
-
-def _note_unfolded(job: Job, name: str, blocks: tuple[Block, ...], folds: list[Fold]) -> None:
-    folded = {consumer for fold in folds for consumer in fold.consumers}
-    for block in blocks:
-        if block.names[0] not in folded:
-            job.warn(name, f"nothing before {', '.join(block.names)} takes up scales; not scaled")
-
-
-def _fold_scales(
-    job: Job,
-    layer: nn.Module,
-    prefix: str,
-    folds: list[Fold],
-    wanted: set[str],
-    seen: dict[str, InputStatistics],
-    strengths: dict[str, float],
-) -> None:
-    for fold in folds:
-        consumers = [c for c in fold.consumers if c in wanted]
-        if not consumers or seen[consumers[0]].tokens == 0:
-            continue
-        statistics = seen[consumers[0]]
-        weights = [get_weight(layer.get_submodule(c)) for c in consumers]
-        # One search for all that read the channels: for the coarsest of them.
-        schemes = (job.scheme_of(f"{prefix}.{c}") for c in consumers)
-        scheme = min(schemes, key=lambda s: s.bits)
-        choice = _search(job, fold, weights, statistics, scheme)
-        columns = apply_fold(layer, fold, choice.scales, job.stored)
-        scaled = statistics.scaled(columns)
-        for consumer in fold.consumers:
-            seen[consumer] = scaled
-            strengths[consumer] = choice.strength
-
-
-def _search(
-    job: Job, fold: Fold, weights: list[Tensor], statistics: InputStatistics, scheme: WeightScheme
-) -> AwqChoice:
-    grid = int(job.options["grid"])
-    if job.method.smooths:
-        assert statistics.largest is not None
-        return search_smoothing(
-            weights,
-            torch.cat(statistics.kept),
-            statistics.largest,
-            fold.rows,
-            fold.channels,
-            scheme,
-            bits=job.activation_bits or 8,
-            grid=grid,
-        )
-    return search_scales(
-        weights,
-        statistics.hessian,
-        statistics.magnitude,
-        fold.rows,
-        fold.channels,
-        scheme,
-        grid=grid,
-        duo_scaling=bool(job.options["duo_scaling"]),
-    )
 
 
 def finish_block(

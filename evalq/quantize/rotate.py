@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from evalq.errors import QuantizationError
-from evalq.quantize.capture import LayerCall, Trace, capture_inputs, run_layer, trace_layer
+from evalq.quantize.capture import LayerCall, capture_inputs, run_layer
 from evalq.quantize.folds import Fold, find_folds, norm_offset
 from evalq.quantize.hadamard import rotation_matrix
 from evalq.quantize.linear import decoder_layers, get_weight, is_linear, linears, weight_shape
+from evalq.quantize.trace import Trace, trace_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evalq.quantize.allocate import Unit
-from evalq.quantize.capture import Stream, capture_inputs, head_inputs, run_layer, trace_layer
+from evalq.quantize.capture import Stream, capture_inputs, head_inputs, run_layer
 from evalq.quantize.head import Head, check_head, output_head
 from evalq.quantize.linear import (
     SMALLEST_OUTPUT,
@@ -27,6 +27,7 @@ from evalq.quantize.linear import (
     weight_shape,
 )
 from evalq.quantize.rtn import rtn_weight
+from evalq.quantize.trace import trace_layer
 from evalq.schema import WeightScheme
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from evalq.kernels.tokens import round_tokens
 from evalq.quantize.awq import AwqChoice
 from evalq.quantize.grid import encode, minmax_grid
+from evalq.quantize.job import Reading
 from evalq.quantize.linear import is_linear
 from evalq.schema import WeightScheme
 
@@ -49,9 +50,7 @@ def joint_error(
 
 
 def search_smoothing(
-    weights: Sequence[Tensor],
-    inputs: Tensor,
-    largest: Tensor,
+    readings: Sequence[Reading],
     rows: Tensor,
     channels: int,
     scheme: WeightScheme,
@@ -62,9 +61,9 @@ def search_smoothing(
     """Scales of least joint error among ``largest**a / max|w|**(1-a)``, ``a`` from 0 to 1.
 
     Args:
-        weights: of all layers that read the scaled channels, float32 ``[out, in]`` each.
-        inputs: tokens of their input that choices are judged by, float32 ``[tokens, in]``.
-        largest: largest absolute input over all calibration tokens, ``[in]``.
+        readings: all weights that read the scaled channels, with the largest absolute inputs and
+            kept tokens of what they read. The experts of a mixture read different tokens; each
+            counts by how many, and those without any not.
         rows: the channel that each column reads, int64 ``[in]``. Channels that several columns
             read (grouped-query attention) take the largest of them.
         channels: how many channels there are; those not read keep scale 1.
@@ -75,14 +74,16 @@ def search_smoothing(
     Returns:
         The scales, with ``strength`` the ``a`` chosen (-1: no scaling was best).
     """
-    joined = torch.cat(list(weights))
+    used = [r for r in readings if r.statistics.tokens]
+    joined = torch.cat([r.weight for r in used])
+    largest = _largest_inputs(used)
     ones = torch.ones(channels, device=joined.device)
     by_input = _largest(largest, rows, channels)
     by_weight = _largest(joined.abs().amax(0), rows, channels)
     # A channel that is zero in every token, or read by nothing, has nothing to share.
     usable = (by_input > 0) & (by_weight > 0)
     by_input, by_weight = by_input.clamp_min(_SMALLEST), by_weight.clamp_min(_SMALLEST)
-    plain = joint_error(inputs, joined, ones[rows], scheme, bits)
+    plain = _joint_errors(used, ones[rows], scheme, bits)
     best = AwqChoice(ones, -1.0, plain, plain)
     for step in range(grid):
         strength = step / max(1, grid - 1)
@@ -91,10 +92,31 @@ def search_smoothing(
             # The mean size of the scales changes nothing but the size of the norm's weights.
             scales = scales / scales[usable].log().mean().exp()
         scales = torch.where(usable, scales.clamp_min(_SMALLEST), ones)
-        error = joint_error(inputs, joined, scales[rows], scheme, bits)
+        error = _joint_errors(used, scales[rows], scheme, bits)
         if error < best.error:
             best = AwqChoice(scales, strength, error, plain)
     return best
+
+
+def _largest_inputs(readings: Sequence[Reading]) -> Tensor:
+    """Largest absolute input over all readings, ``[in]``."""
+    each = [r.statistics.largest for r in readings]
+    return torch.stack([values for values in each if values is not None]).amax(0)
+
+
+def _joint_errors(
+    readings: Sequence[Reading], columns: Tensor, scheme: WeightScheme, bits: int
+) -> float:
+    """:func:`joint_error` over all readings, each by the number of tokens that it saw."""
+    error = total = 0.0
+    for reading in readings:
+        inputs = torch.cat(reading.statistics.kept)
+        if not len(inputs):
+            continue
+        tokens = reading.statistics.tokens
+        error += tokens * joint_error(inputs, reading.weight, columns, scheme, bits)
+        total += tokens
+    return error / max(total, 1.0)
 
 
 def _largest(values: Tensor, rows: Tensor, channels: int) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 
 from evalq.quantize.awq import awq_weight, output_error, search_scales
 from evalq.quantize.grid import minmax_grid
+from evalq.quantize.job import InputStatistics, Reading
 from evalq.quantize.rtn import rtn_weight
 from evalq.schema import PerGroup, WeightScheme
 
@@ -18,10 +19,13 @@ def problem(outliers=3, seed=0):
 
 
 def search(weight, inputs, scheme, **options):
-    hessian = inputs.T @ inputs / len(inputs)
-    magnitude = inputs.abs().mean(0)
-    identity = torch.arange(64)
-    return search_scales([weight], hessian, magnitude, identity, 64, scheme, **options)
+    return search_scales([reading(weight, inputs)], torch.arange(64), 64, scheme, **options)
+
+
+def reading(weight, inputs):
+    statistics = InputStatistics.empty(64, torch.device("cpu"))
+    statistics.add(inputs)
+    return Reading(weight, statistics)
 
 
 def true_error(weight, inputs, scales, scheme):
@@ -58,10 +62,7 @@ def test_no_scaling_is_kept_when_it_is_best():
 def test_several_columns_may_read_one_channel():
     weight, inputs = problem()
     rows = torch.arange(64) // 2 + 10
-    hessian = inputs.T @ inputs / len(inputs)
-    choice = search_scales(
-        [weight], hessian, inputs.abs().mean(0), rows, 50, WeightScheme(3, PerGroup(32))
-    )
+    choice = search_scales([reading(weight, inputs)], rows, 50, WeightScheme(3, PerGroup(32)))
     assert choice.scales.shape == (50,)
     assert (choice.scales[:10] == 1).all()
     assert (choice.scales[42:] == 1).all()

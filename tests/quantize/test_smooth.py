@@ -16,7 +16,7 @@ from evalq.kernels.tokens import round_tokens
 from evalq.models.load import load_artifact
 from evalq.plan import EnginePlan, VariantPlan, parse_variant
 from evalq.quantize.api import quantize
-from evalq.quantize.job import InputStatistics
+from evalq.quantize.job import InputStatistics, Reading
 from evalq.quantize.smooth import joint_error, search_smoothing
 from evalq.schema import PerChannel, PerGroup, Scheme, WeightScheme
 from tests.artifacts.helpers import tiny_tokenizer
@@ -52,6 +52,13 @@ def rounding_inputs(model, names):
     return model
 
 
+def reading(weight, inputs):
+    """All tokens of ``inputs`` kept."""
+    statistics = InputStatistics.empty(inputs.shape[1], torch.device("cpu"), 1)
+    statistics.add(inputs)
+    return Reading(weight, statistics)
+
+
 @pytest.mark.parametrize("method", ["smoothquant", "smoothquant+gptq"])
 def test_smoothing_lowers_the_kl_with_activations_quantized(method):
     parent, tokens = with_outliers(), random_tokens(4, 64, seed=9)
@@ -81,7 +88,7 @@ def test_the_search_takes_the_least_error_and_never_loses_to_no_scaling():
     inputs[:, 4] *= 200
     weight = torch.randn(48, 32, generator=generator)
     rows, largest = torch.arange(32), inputs.abs().amax(0)
-    found = search_smoothing([weight], inputs, largest, rows, 32, W8, grid=11)
+    found = search_smoothing([reading(weight, inputs)], rows, 32, W8, grid=11)
     assert found.error < 0.3 * found.plain_error
     errors = []
     for step in range(11):
@@ -91,7 +98,7 @@ def test_the_search_takes_the_least_error_and_never_loses_to_no_scaling():
         errors.append(joint_error(inputs, weight, scales, W8, 8))
     assert found.error == pytest.approx(min(errors), rel=0.02)
     smooth = torch.ones(64, 32)
-    even = search_smoothing([torch.ones(4, 32)], smooth, smooth.amax(0), rows, 32, W8)
+    even = search_smoothing([reading(torch.ones(4, 32), smooth)], rows, 32, W8)
     assert even.error <= even.plain_error
 
 
@@ -110,7 +117,7 @@ def test_channels_that_no_token_uses_keep_their_scale():
     inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(2))
     inputs[:, 3] = 0
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
-    found = search_smoothing([weight], inputs, inputs.abs().amax(0), torch.arange(8), 8, W8)
+    found = search_smoothing([reading(weight, inputs)], torch.arange(8), 8, W8)
     assert found.scales[3] == 1
     assert torch.isfinite(found.scales).all()
     assert (found.scales > 0).all()
