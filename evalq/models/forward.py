@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -306,11 +307,31 @@ class Forward:
             extra["position_ids"] = positions
         if self._keep:
             extra["logits_to_keep"] = keep
-        logits: Tensor = self._module(
-            input_ids=tokens,
-            attention_mask=None if state.mask is None else state.mask.to(torch.int64),
-            past_key_values=state.cache,
-            use_cache=True,
-            **extra,
-        ).logits
+        with _dense_input(self._module.get_output_embeddings()):
+            logits: Tensor = self._module(
+                input_ids=tokens,
+                attention_mask=None if state.mask is None else state.mask.to(torch.int64),
+                past_key_values=state.cache,
+                use_cache=True,
+                **extra,
+            ).logits
         return logits[:, -keep:]
+
+
+@contextmanager
+def _dense_input(head: Any) -> Iterator[None]:
+    """Let the head read its columns from memory in one piece.
+
+    A product with a strided view of the last columns would be cut into one a row, for each of
+    which torch copies the whole head.
+    """
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(
+        lambda _, args: (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
