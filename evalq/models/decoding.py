@@ -1,7 +1,8 @@
-"""Greedy and sampled generation in a loop of single steps; finished rows leave the batch."""
+"""Greedy and sampled generation in a loop of single steps; finished rows make room for others."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from evalq.models.encode import Encoder, Prompt
 from evalq.models.forward import Forward
-from evalq.models.scoring import prefill
+from evalq.models.lanes import Grown, Keeper, Lanes
+from evalq.models.prefix import Prompts
 
 __all__ = ["Generation", "Stops", "generate"]
 
 _RETIRE = 0.125
-"""Finished rows leave the batch when they are this share of it: each time copies the cache."""
+"""Finished rows leave the batch, or take other prompts, when they are this share of it: leaving
+copies the cache, and prompts are read faster together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def generate(
     stops: Sequence[Stops],
     ends: frozenset[int],
     penalty: float = 1.0,
+    lanes: int | None = None,
 ) -> list[Generation]:
     """Generate from every prompt until a stop string, an end token or the limit.
 
@@ -98,35 +102,94 @@ def generate(
         ends: tokens that end a generation.
         penalty: repetition penalty (arXiv 1909.05858, 4.1, as transformers applies it): scores of
             tokens that a row holds already are divided by it, or multiplied where negative.
+        lanes: so many rows at once, each of which takes the next prompt when it has finished one;
+            ``None`` reads all prompts together.
+
+    Raises:
+        KernelError: the model cannot be run over lanes.
     """
-    done = [Generation() for _ in prompts]
-    watch = _Watch(encoder)
-    samplers = [torch.Generator().manual_seed(s.seed) if s.temperature > 0 else None for s in stops]
-    state, logits = prefill(forward, [p.tokens for p in prompts])
-    rows = list(range(len(prompts)))
-    live = set(rows)
-    while True:
-        if penalty != 1.0:
-            held = [(*prompts[row].tokens, *done[row].tokens) for row in rows]
-            logits = _penalize(logits.float(), held, penalty)
-        chosen = _choose(logits, rows, stops, samplers)
-        for row, token in zip(rows, chosen, strict=True):
-            if row not in live:
-                continue
-            out = done[row]
+    reader = Prompts(forward, [p.tokens for p in prompts])
+    if lanes is None:
+        keeper: Keeper = Grown(forward, reader, len(prompts))
+    else:
+        length = max(len(p.tokens) + p.limit for p in prompts)
+        keeper = Lanes(forward, reader, min(lanes, len(prompts)), length)
+    return _Batch(forward, encoder, prompts, stops, ends, penalty).run(keeper)
+
+
+class _Batch:
+    """One call of ``generate``, with its arguments."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        encoder: Encoder,
+        prompts: Sequence[Prompt],
+        stops: Sequence[Stops],
+        ends: frozenset[int],
+        penalty: float,
+    ) -> None:
+        self._forward, self._prompts, self._stops = forward, prompts, stops
+        self._ends, self._penalty = ends, penalty
+        self._watch = _Watch(encoder)
+        self._samplers = [
+            torch.Generator().manual_seed(s.seed) if s.temperature > 0 else None for s in stops
+        ]
+        self._done = [Generation() for _ in prompts]
+        self._waiting = deque(range(len(prompts)))
+        self._rows: list[int | None] = []
+        """The prompt of each row; ``None`` where it is free."""
+
+    def run(self, keeper: Keeper) -> list[Generation]:
+        self._rows = [None] * keeper.rows
+        self._fill(keeper)
+        while any(prompt is not None for prompt in self._rows):
+            last = [None if p is None else self._done[p].tokens[-1] for p in self._rows]
+            logits = keeper.step(last)
+            self._take(logits, list(range(keeper.rows)))
+            free = self._rows.count(None)
+            if self._waiting and (free >= _RETIRE * keeper.rows or free == keeper.rows):
+                self._fill(keeper)
+            elif not self._waiting and _RETIRE * keeper.rows <= free < keeper.rows:
+                live = [i for i, prompt in enumerate(self._rows) if prompt is not None]
+                if keeper.keep(live):
+                    self._rows = [self._rows[i] for i in live]
+        return self._done
+
+    def _fill(self, keeper: Keeper) -> None:
+        """Read the next prompts into free rows, as many at once as a pass may read."""
+        while self._waiting and None in self._rows:
+            free = [i for i, prompt in enumerate(self._rows) if prompt is None]
+            count = min(len(free), len(self._waiting))
+            if keeper.refills:
+                longest = len(self._prompts[self._waiting[0]].tokens)
+                count = min(count, max(1, self._forward.tokens // longest))
+            rows = free[:count]
+            taken = [self._waiting.popleft() for _ in rows]
+            logits = keeper.fill(rows, [self._prompts[i].tokens for i in taken])
+            for row, prompt in zip(rows, taken, strict=True):
+                self._rows[row] = prompt
+            self._take(logits, rows)
+
+    def _take(self, logits: Tensor, rows: Sequence[int]) -> None:
+        """Choose the next token of these rows, from logits ``[rows, vocabulary]``."""
+        of = [self._rows[row] for row in rows]
+        places = [i for i, prompt in enumerate(of) if prompt is not None]
+        prompts = [prompt for prompt in of if prompt is not None]
+        if len(places) < len(rows):
+            logits = logits[torch.tensor(places, device=logits.device)]
+        if self._penalty != 1.0:
+            held = [(*self._prompts[p].tokens, *self._done[p].tokens) for p in prompts]
+            logits = _penalize(logits.float(), held, self._penalty)
+        chosen = _choose(logits, prompts, self._stops, self._samplers)
+        for place, prompt, token in zip(places, prompts, chosen, strict=True):
+            out = self._done[prompt]
             out.tokens.append(token)
-            if token in ends or watch.stopped(out.tokens, stops[row].strings):
+            if token in self._ends or self._watch.stopped(out.tokens, self._stops[prompt].strings):
                 out.stopped = True
-                live.discard(row)
-            elif len(out.tokens) >= prompts[row].limit:
-                live.discard(row)
-        if not live:
-            return done
-        if len(live) <= (1 - _RETIRE) * len(rows):
-            keep = [i for i, row in enumerate(rows) if row in live]
-            state.select(keep)
-            rows, chosen = [rows[i] for i in keep], [chosen[i] for i in keep]
-        logits = forward.step(state, torch.tensor(chosen, device=forward.device))
+                self._rows[rows[place]] = None
+            elif len(out.tokens) >= self._prompts[prompt].limit:
+                self._rows[rows[place]] = None
 
 
 def _penalize(logits: Tensor, held: Sequence[Sequence[int]], penalty: float) -> Tensor:

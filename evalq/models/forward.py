@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from evalq.errors import ParentError
 from evalq.models import kvcache
 
-__all__ = ["Forward", "Side", "SlabCache", "State"]
+__all__ = ["Forward", "Side", "SlabCache", "SlabLayer", "State"]
 
 _GRAIN = 64
 """Cache slots are allocated in multiples of this many tokens."""
@@ -26,7 +27,7 @@ Side = Literal["left", "right"]
 _ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
 
-class _SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer in buffers with spare room, so that a step copies one token.
 
     transformers' own dynamic layer concatenates, which copies the whole cache once a step.
@@ -70,6 +71,13 @@ class _SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.keys, self.values = keys[..., :end, :], values[..., :end, :]
         return self.keys, self.values
 
+    @property
+    def states(self) -> tuple[Tensor, Tensor]:
+        """Keys and values held, each ``[rows, heads, tokens, width]``."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) the rows of the batch with these indices; int64 ``[new rows]``."""
         if self.keys is None or self.values is None:
@@ -92,7 +100,7 @@ class _SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
-class _RoundedLayer(_SlabLayer):  # type: ignore[no-untyped-call]
+class _RoundedLayer(SlabLayer):  # type: ignore[no-untyped-call]
     """The same, with all but the recent tokens rounded to few bits (``kvcache``)."""
 
     bits = 16
@@ -114,9 +122,9 @@ class _RoundedLayer(_SlabLayer):  # type: ignore[no-untyped-call]
         return super().update(key_states, value_states, *args, **kwargs)
 
 
-def _layer_class(bits: int | None) -> type[_SlabLayer]:
+def _layer_class(bits: int | None) -> type[SlabLayer]:
     if bits is None:
-        return _SlabLayer
+        return SlabLayer
     return type(f"_Rounded{bits}Layer", (_RoundedLayer,), {"bits": bits})
 
 
@@ -130,10 +138,22 @@ class SlabCache(Cache):
     def __init__(self, bits: int | None = None) -> None:
         super().__init__(layer_class_to_replicate=_layer_class(bits))
 
+    @property
+    def slabs(self) -> list[SlabLayer]:
+        """Its layers."""
+        found = [layer for layer in self.layers if isinstance(layer, SlabLayer)]
+        assert len(found) == len(self.layers)
+        return found
+
+    def shared(self) -> SlabCache:
+        """A cache with the same keys and values: rows that are selected in it are copies."""
+        made = copy.copy(self)
+        made.layers = [copy.copy(layer) for layer in self.layers]
+        return made
+
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) the rows of the batch with these indices; int64 ``[new rows]``."""
-        for layer in self.layers:
-            assert isinstance(layer, _SlabLayer)
+        for layer in self.slabs:
             layer.select(rows)
 
 
@@ -162,6 +182,13 @@ class State:
         self.lengths = self.lengths[index]
         if self.mask is not None:
             self.mask = self.mask[index]
+
+    def repeated(self, rows: int) -> State:
+        """The state of one row, ``rows`` times; this one stays as it is."""
+        made = copy.copy(self)
+        made.cache = self.cache.shared()
+        made.select([0] * rows)
+        return made
 
 
 class Forward:
@@ -195,10 +222,14 @@ class Forward:
             )
         names = inspect.signature(module.forward).parameters
         self._module = module
+        self.tokens = tokens
         self._limits = (tokens, logits)
         self._positions = "position_ids" in names
         self._keep = "logits_to_keep" in names
+        head: Any = module.get_output_embeddings  # which transformers leaves untyped
+        self._head = head()
         self.device: torch.device = module.device
+        self.dtype: torch.dtype = module.dtype
         self.vocabulary: int = config.vocab_size
         sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         window = getattr(config, "sliding_window", None) is not None
@@ -285,6 +316,32 @@ class Forward:
         return self._run(state, tokens[:, None], None, 1)[:, -1]
 
     @torch.inference_mode()
+    def step_at(self, cache: Cache, tokens: Tensor, at: Tensor) -> Tensor:
+        """Read one token a row of a cache whose rows have no padding and lengths of their own.
+
+        Args:
+            cache: writes slot ``at`` of each row; a row attends to its slots up to that one.
+            tokens: int64 ``[rows]``.
+            at: int64 ``[rows]``, the tokens that a row holds already.
+
+        Returns:
+            Logits ``[rows, vocabulary]``, in the model's dtype.
+        """
+        columns = torch.arange(cache.get_seq_length(), device=self.device)
+        hidden = torch.finfo(self.dtype).min
+        mask = torch.where(columns <= at[:, None], 0.0, hidden).to(self.dtype)
+        extra = {"logits_to_keep": 1} if self._keep else {}
+        logits: Tensor = self._module(
+            input_ids=tokens[:, None],
+            attention_mask=mask[:, None, None],
+            position_ids=at[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        ).logits
+        return logits[:, -1]
+
+    @torch.inference_mode()
     def _run(self, state: State, tokens: Tensor, mask: Tensor | None, keep: int) -> Tensor:
         rows, width = tokens.shape
         before = state.lengths[:, None]
@@ -307,7 +364,7 @@ class Forward:
             extra["position_ids"] = positions
         if self._keep:
             extra["logits_to_keep"] = keep
-        with _dense_input(self._module.get_output_embeddings()):
+        with _dense_input(self._head):
             logits: Tensor = self._module(
                 input_ids=tokens,
                 attention_mask=None if state.mask is None else state.mask.to(torch.int64),

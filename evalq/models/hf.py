@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import transformers
 
-from evalq.errors import EvalqError
+from evalq.errors import EvalqError, KernelError
 from evalq.memory import cache_shape
 from evalq.models import kvcache
 from evalq.models.base import LoadedModel
 from evalq.models.batching import Budget, Shape, pack
-from evalq.models.decoding import Stops, generate
+from evalq.models.decoding import Generation, Stops, generate
 from evalq.models.encode import DEFAULT_MAX_TOKENS, Encoder, Prompt, Scored
 from evalq.models.forward import Forward
 from evalq.models.generation import end_tokens, readable, repetition_penalty
@@ -24,7 +25,7 @@ from evalq.schema import Request, RequestKind, Response
 
 __all__ = ["TransformersEngine"]
 
-_REVISION = 2
+_REVISION = 3
 """Counted up whenever this engine's answers may change in any bit."""
 
 _KINDS: tuple[RequestKind, ...] = ("loglikelihood", "loglikelihood_rolling", "generate_until")
@@ -32,7 +33,12 @@ _LOGITS_BYTES = 1 << 30
 _ROWS = 256
 _KEPT = 4
 _KEPT_BYTES = 1 << 30
-"""Keys and values that are held at once, at most."""
+"""Keys and values that are held at once on a CPU, at most."""
+_KEPT_SHARE = 0.125
+"""The same on a GPU, as a share of its memory."""
+_WAVES = 4
+"""A batch of generations has so many times the prompts that run at once: rows that finish early
+take the next ones."""
 
 _Encoded = Scored | Prompt | list[Scored]
 _Item = TypeVar("_Item")
@@ -67,11 +73,15 @@ class TransformersEngine:
         generation = getattr(model.module, "generation_config", None)
         self._ends = frozenset({self._encoder.eos, *end_tokens(generation)})
         self._penalty = repetition_penalty(generation)
-        a_token = _kv_bytes(model)
-        self._kept = max(1, min(plan.batch_tokens * _KEPT, _KEPT_BYTES // a_token))
+        room = _kept_bytes(model.device) // _kv_bytes(model)
+        self._kept = max(1, min(plan.batch_tokens * _KEPT, room))
         self._scoring = Budget(plan.batch_tokens, self._kept, logits, 4 * _ROWS)
         # Prompts are read in spans of columns that fit, so only what is kept bounds a generation.
-        self._generating = Budget(self._kept, self._kept, logits, _ROWS)
+        self._lanes = self._forward.gaps and model.kv_bits is None
+        waves = _WAVES if self._lanes else 1
+        self._running = max(1, room) if model.device.type == "cuda" else self._kept
+        kept = self._running * waves
+        self._generating = Budget(kept, kept, logits, _ROWS * waves)
         self._encoded: dict[Request, _Encoded] = {}
         self.events: list[str] = []
         """What happened on the way that a reader of the results should know (out of memory)."""
@@ -89,6 +99,7 @@ class TransformersEngine:
             "max_length": max_length,
             "max_tokens": DEFAULT_MAX_TOKENS,
             "batch_tokens": plan.batch_tokens,
+            "kept_tokens": self._running,
             "end_tokens": sorted(self._ends),
             "repetition_penalty": self._penalty,
         }
@@ -182,7 +193,7 @@ class TransformersEngine:
             start = time.perf_counter()
             asked = [requests[i] for i in chosen]
             if kind == "generate_until":
-                found = self._halving(asked, self._generate)
+                found = self._generate(asked)
             elif kind == "loglikelihood":
                 found = self._halving(asked, self._score)
             else:
@@ -228,7 +239,6 @@ class TransformersEngine:
         prompts = [self._prompt(r) for r in requests]
         eos = self._encoder.eos_text
         stops = [Stops((*r.until, eos), r.temperature, r.seed) for r in requests]
-        found = generate(self._forward, self._encoder, prompts, stops, self._ends, self._penalty)
         return [
             (
                 self._encoder.text(g.tokens, r.until),
@@ -238,8 +248,52 @@ class TransformersEngine:
                 len(g.tokens),
                 p.truncated or not g.stopped,
             )
-            for r, p, g in zip(requests, prompts, found, strict=True)
+            for r, p, g in zip(requests, prompts, self._generations(prompts, stops), strict=True)
         ]
+
+    def _generations(self, prompts: Sequence[Prompt], stops: Sequence[Stops]) -> list[Generation]:
+        """All of a batch, as many at once as there is room for; out of memory, half as many."""
+        rows = max(1, self._running // max(len(p.tokens) + p.limit for p in prompts))
+        rows = min(rows, _ROWS, len(prompts))
+        while True:
+            try:
+                return self._in_rows(prompts, stops, rows)
+            except (RuntimeError, MemoryError) as error:
+                reason = _out_of_memory(error)
+                if not reason:
+                    raise
+            self._freed(reason, rows)
+            rows = (rows + 1) // 2
+
+    def _in_rows(
+        self, prompts: Sequence[Prompt], stops: Sequence[Stops], rows: int
+    ) -> list[Generation]:
+        run = partial(
+            generate, self._forward, self._encoder, ends=self._ends, penalty=self._penalty
+        )
+        if self._lanes:
+            try:
+                return run(prompts, stops, lanes=rows)
+            except KernelError as error:
+                self._lanes = False
+                self.events.append(f"{error.message}: rows that finish take no other prompts")
+        parts = [slice(start, start + rows) for start in range(0, len(prompts), rows)]
+        return [g for part in parts for g in run(prompts[part], stops[part])]
+
+    def _freed(self, reason: str, count: int) -> None:
+        """Note that so many rows were too many, and give back what they took.
+
+        Raises:
+            EvalqError: it was a single one.
+        """
+        if count == 1:
+            raise EvalqError(
+                f"one request alone does not fit into memory: {reason}",
+                hint="Lower engine.max_length or engine.batch_tokens, or use another device.",
+            )
+        if self._forward.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.events.append(f"out of memory with {count} requests at once: halved")
 
     def _halving(
         self, items: Sequence[_Item], run: Callable[[Sequence[_Item]], list[_Answer]]
@@ -247,17 +301,10 @@ class TransformersEngine:
         try:
             return run(items)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            reason = _out_of_memory(error)
+            if not reason:
                 raise
-            reason = str(error).splitlines()[0] if str(error) else "out of memory"
-        if len(items) == 1:
-            raise EvalqError(
-                f"one request alone does not fit into memory: {reason}",
-                hint="Lower engine.max_length or engine.batch_tokens, or use another device.",
-            )
-        if self._forward.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.events.append(f"out of memory with {len(items)} requests at once: halved")
+        self._freed(reason, len(items))
         half = len(items) // 2
         return self._halving(items[:half], run) + self._halving(items[half:], run)
 
@@ -300,12 +347,22 @@ def _kv_bytes(model: LoadedModel) -> int:
     return max(1, layers * shape.values * (torch.finfo(model.dtype).bits // 8))
 
 
+def _kept_bytes(device: torch.device) -> int:
+    """Bytes of keys and values that are held at once, by the device alone: not by what is free."""
+    if device.type != "cuda":
+        return _KEPT_BYTES
+    total = torch.cuda.get_device_properties(device).total_memory
+    return max(_KEPT_BYTES, int(total * _KEPT_SHARE))
+
+
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def _out_of_memory(error: BaseException) -> str:
+    """What an error says of memory; empty where it is of something else."""
+    text = str(error).splitlines()[0] if str(error) else "out of memory"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return "DefaultCPUAllocator: can't allocate memory" in text or "out of memory" in text.lower()
+        return text
+    known = "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return text if known or "out of memory" in str(error).lower() else ""

@@ -7,49 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from evalq.models.batching import common_prefix
 from evalq.models.encode import Scored
 from evalq.models.forward import Forward, State
+from evalq.models.prefix import Prompts, shared_prefix
 
-__all__ = ["prefill", "score", "shared_prefix"]
-
-_MIN_SHARED = 32
-
-
-def shared_prefix(forward: Forward, heads: Sequence[Sequence[int]]) -> int:
-    """Tokens that all ``heads`` begin with and that are read once for all of them.
-
-    0 where it does not pay (fewer than 32 tokens, a single head), or where padding between the
-    prefix and the rest would change what a layer attends to.
-    """
-    if len(heads) < 2 or not forward.gaps:
-        return 0
-    first = heads[0]
-    common = min(common_prefix(first, head) for head in heads[1:])
-    # Every head keeps a token of its own, whose logits predict what follows.
-    common = min(common, min(len(head) for head in heads) - 1)
-    return common if common >= _MIN_SHARED else 0
-
-
-def prefill(forward: Forward, heads: Sequence[Sequence[int]]) -> tuple[State, Tensor]:
-    """Read prompts, their common prefix once.
-
-    Args:
-        forward: the model.
-        heads: tokens of each prompt.
-
-    Returns:
-        The state after the prompts, one row a prompt, and the logits ``[prompts, vocabulary]`` of
-        what follows each.
-    """
-    shared = shared_prefix(forward, heads)
-    if shared:
-        state = forward.start(1)
-        forward.read(state, [heads[0][:shared]], "left")
-        state.select([0] * len(heads))
-    else:
-        state = forward.start(len(heads))
-    return state, forward.read(state, [head[shared:] for head in heads], "left")
+__all__ = ["score"]
 
 
 def score(forward: Forward, rows: Sequence[Scored]) -> list[tuple[float, bool]]:
@@ -69,7 +31,7 @@ def score(forward: Forward, rows: Sequence[Scored]) -> list[tuple[float, bool]]:
     apart = len(heads) == len(rows) and not shared_prefix(forward, heads)
     if apart and forward.kv_bits is None:
         return _score_whole(forward, rows)
-    state, logits = prefill(forward, heads)
+    state, logits = Prompts(forward, heads).read(heads)
     place = {head: i for i, head in enumerate(heads)}
     where = [place[row.head] for row in rows]
     first = torch.tensor([row.scored[0] for row in rows], device=forward.device)

@@ -12,7 +12,7 @@ from evalq.errors import NonFiniteError
 from evalq.models.base import LoadedModel
 from evalq.models.encode import resolve_max_length
 from evalq.models.forward import Forward
-from evalq.models.scoring import prefill
+from evalq.models.prefix import Prompts
 from evalq.models.vocabulary import Vocabulary
 
 __all__ = ["Done", "Job", "ServeEngine", "Told"]
@@ -122,7 +122,8 @@ class ServeEngine:
 
     def _decode(self, jobs: Sequence[Job], done: list[Done], live: list[int]) -> None:
         samplers = {i: torch.Generator().manual_seed(jobs[i].seed) for i in live}
-        state, logits = prefill(self._forward, [jobs[i].prompt for i in live])
+        heads = [jobs[i].prompt for i in live]
+        state, logits = Prompts(self._forward, heads).read(heads)
         rows = list(live)
         while True:
             told = self._choose(logits, [jobs[i] for i in rows], [samplers[i] for i in rows])
