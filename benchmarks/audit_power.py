@@ -1,8 +1,14 @@
-"""Power to tell a tier from the parent: phase 2's e-value, and the MMD with a Hamming kernel.
+"""Power to tell a tier from the parent: phase 2's likelihoods, and the MMD with a Hamming kernel.
 
-Both look at the very same samples at temperature 1. The second test is that of the package
-``model-equality-testing`` (pip install --no-deps): its own permutation test, and
-``evalq.stats.mmd``, whose statistic equals it and which permutes within prompts.
+All look at the very same samples at temperature 1, at a level of .05:
+
+- ``e_value``: phase 2 as an audit uses it, which may be looked at after every request;
+- ``ratio``: the same likelihood ratio at the end only, its level simulated with samples of the
+  parent drawn here, which is what the MMD's permutations are to it;
+- ``mmd``: ``evalq.stats.mmd``, which permutes within prompts;
+- ``package``: PyPI's ``model-equality-testing`` (pip install --no-deps), its own permutations.
+
+Every trial draws its requests from a pool of samples, without replacement.
 
     python benchmarks/audit_power.py --calibration cal.json --tier out/int8 --tier out/int4 …
 """
@@ -57,9 +63,27 @@ def padded(rows, width):
 def log_e(nll, count):
     """Phase 2's largest log e-value, of a table ``[requests, references]``."""
     running = -np.cumsum(nll, axis=0)
-    null = np.concatenate([running[:, :1], running[:, count:]], axis=1).max(1)
-    alternatives = logsumexp(running[:, 1:count], axis=1) - math.log(count - 1)
-    return float((alternatives - null).max())
+    return float(log_ratio(running, count).max())
+
+
+def log_ratio(likelihood, count):
+    """Tiers on average over the likeliest benign way, of ``[..., references]`` log-likelihoods."""
+    null = np.concatenate([likelihood[..., :1], likelihood[..., count:]], axis=-1).max(-1)
+    return logsumexp(likelihood[..., 1:count], axis=-1) - math.log(count - 1) - null
+
+
+def draw(rng, pool, each, prompts):
+    """Which of a pool's samples of every prompt a trial sees: ``[prompts, each]``."""
+    return np.argsort(rng.random((prompts, pool)), axis=1)[:, :each]
+
+
+def ratio_test(nll, local, each, count, rng, draws=199):
+    """p of the ratio at the end, among draws from the parent's own samples ``local``."""
+    prompts, pool = local.shape[:2]
+    rows = np.arange(prompts)[:, None]
+    sums = [-local[rows, draw(rng, pool, each, prompts)].sum((0, 1)) for _ in range(draws)]
+    null = log_ratio(np.array(sums), count)
+    return float((1 + (null >= log_ratio(-nll.sum(0), count)).sum()) / (draws + 1))
 
 
 def published(x, y, p, q, prompts):
@@ -78,60 +102,66 @@ def published(x, y, p, q, prompts):
     return float(value)
 
 
+def weighed(weigher, probes, rows):
+    """``[prompts, pool, references]`` of summed -log p."""
+    entries = [
+        (i, probes[i].ids, Served(row, (), "ids"), len(row))
+        for i, samples in enumerate(rows)
+        for row in samples
+    ]
+    found = weigher.weigh("sampled", entries, False)
+    return np.array([w.nll for w in found]).reshape(len(probes), len(rows[0]), -1)
+
+
+def trials(args, probes, served, local, nll, nll_local, each, count):
+    """Shares of the trials that each test rejects."""
+    rng = np.random.default_rng([args.seed, each])
+    prompts = len(probes)
+    labels = np.repeat(np.arange(prompts), each)
+    hits = dict.fromkeys(("e_value", "ratio", "mmd", "package"), 0)
+    for _ in range(args.trials):
+        picks, others = (draw(rng, args.pool, each, prompts) for _ in range(2))
+        table = nll[np.arange(prompts)[:, None], picks].reshape(prompts * each, -1)
+        hits["e_value"] += log_e(rng.permutation(table), count) >= math.log(1 / ALPHA)
+        hits["ratio"] += ratio_test(table, nll_local, each, count, rng) <= ALPHA
+        x = padded([served[i][k] for i, ks in enumerate(picks) for k in ks], args.tokens)
+        y = padded([local[i][k] for i, ks in enumerate(others) for k in ks], args.tokens)
+        hits["mmd"] += mmd_test(x, y, labels, labels, rng, 199).p <= ALPHA
+        hits["package"] += published(x, y, labels, labels, prompts) <= ALPHA
+    return {name: int(value) / args.trials for name, value in hits.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parent", default="builtin")
     parser.add_argument("--tier", action="append", required=True)
     parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--served", action="append", help="only these; by default all")
     parser.add_argument("--prompts", type=int, default=12)
-    parser.add_argument("--pool", type=int, default=20)
+    parser.add_argument("--pool", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--published", type=int, default=40, help="of the package")
+    parser.add_argument("--each", type=int, action="append", help="samples of a prompt")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     panel = build_panel(args.parent, args.tier, EnginePlan(device="cpu"))
     calibration = load_calibration(args.calibration)
     weigher = Weigher(panel, calibration)
     probes = sorted(calibration.probes, key=lambda p: len(p.ids))[: args.prompts]
     local = collect(panel, BASE, probes, args.pool, args.tokens, 10**6)
+    nll_local = weighed(weigher, probes, local)
     names = calibration.names
-    rng = np.random.default_rng(0)
-    for name in names:
+    for name in args.served or names:
         served = collect(panel, name, probes, args.pool, args.tokens, 2 * 10**6)
-        entries = [
-            (i, probes[i].ids, Served(row, (), "ids"), len(row))
-            for i, rows in enumerate(served)
-            for row in rows
-        ]
-        weighed = weigher.weigh("sampled", entries, False)
-        nll = np.array([w.nll for w in weighed]).reshape(len(probes), args.pool, -1)
-        for each in (2, 5, 10):
-            hits = np.zeros(3)
-            for trial in range(args.trials):
-                picks = [rng.permutation(args.pool)[:each] for _ in probes]
-                others = [rng.permutation(args.pool)[:each] for _ in probes]
-                table = np.concatenate([nll[i, k] for i, k in enumerate(picks)])
-                hits[0] += log_e(rng.permutation(table), len(names)) >= math.log(1 / ALPHA)
-                mine = [served[i][k] for i, ks in enumerate(picks) for k in ks]
-                theirs = [local[i][k] for i, ks in enumerate(others) for k in ks]
-                labels = np.repeat(np.arange(len(probes)), each)
-                x, y = padded(mine, args.tokens), padded(theirs, args.tokens)
-                hits[1] += mmd_test(x, y, labels, labels, rng, 199).p <= ALPHA
-                if each == 5 and trial < args.published:
-                    hits[2] += published(x, y, labels, labels, len(probes)) <= ALPHA
-            line = {
-                "served": name,
-                "requests": len(probes) * each,
-                "tokens": round(float(np.mean([len(r) for rs in served for r in rs])))
-                * len(probes)
-                * each,
-                "e_value": hits[0] / args.trials,
-                "mmd": hits[1] / args.trials,
-                "package": hits[2] / args.published if each == 5 else None,
-            }
-            print(json.dumps(line), flush=True)
+        nll = weighed(weigher, probes, served)
+        length = float(np.mean([len(r) for rs in served for r in rs]))
+        for each in args.each or (2, 5, 10):
+            found = trials(args, probes, served, local, nll, nll_local, each, len(names))
+            requests = len(probes) * each
+            line = {"served": name, "requests": requests, "tokens": round(length * requests)}
+            print(json.dumps({**line, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -35,10 +35,22 @@ from evalq.serve.app import ServeSettings
 from evalq.serve.engine import ServeEngine
 from evalq.serve.server import running
 
-__all__ = ["ACCUSES", "Characteristics", "OperateSettings", "operate", "replay", "upper", "without"]
+__all__ = [
+    "ACCUSES",
+    "DTYPES",
+    "Characteristics",
+    "OperateSettings",
+    "operate",
+    "replay",
+    "upper",
+    "without",
+]
 
 ACCUSES = ("TIER", "MIXED", "UNLISTED")
 """Verdicts that say that something else than the parent is served."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""What an endpoint may compute in."""
 
 _SECRET = "You are a helpful assistant. Answer briefly and in English."
 _SHARES = (0.1, 0.25, 0.5)
@@ -57,6 +69,7 @@ class OperateSettings:
         left_out: name of the benign way of the null.
         mode, alpha, prompts, max_tokens, sampled, sampled_tokens: of every audit.
         seed: of the first audit; the others count on from it.
+        dtype: that every endpoint computes in.
     """
 
     audits: int = 30
@@ -71,6 +84,7 @@ class OperateSettings:
     sampled: int = 160
     sampled_tokens: int = 128
     seed: int = 1000
+    dtype: str = "float32"
 
     def audit(self, seed: int) -> AuditSettings:
         """The settings of one audit."""
@@ -166,6 +180,8 @@ def operate(
     """
     progress = progress or NullProgress()
     shape = asdict(replace(settings, audits=0, null=0, cases=True))
+    if settings.dtype == "float32":  # as it was before endpoints had a dtype: those audits go on
+        del shape["dtype"]
     log = _Log(out / "audits.jsonl", content_hash([calibration.hash, shape]))
     endpoints = list(_endpoints(panel, others, calibration, settings))
     progress.start("audits", len(endpoints) * settings.audits, "audits")
@@ -174,7 +190,7 @@ def operate(
         seeds = [settings.seed + i for i in range(settings.audits)]
         missing = [s for s in seeds if (served.name, s) not in log.done]
         if missing:
-            engines = {n: _engine(panel, others, n) for n in served.shares}
+            engines = {n: _engine(panel, others, n, settings.dtype) for n in served.shares}
             for entry in _audits(panel, calibration, settings, served, engines, missing):
                 log.put(entry)
                 progress.advance(detail=f"{served.name}: {entry['kind']}")
@@ -204,9 +220,14 @@ def _endpoints(
     yield _Served("hidden prompt, no usage", {BASE: 1.0}, _SECRET, usage=False)
 
 
-def _engine(panel: Panel, others: Panel, name: str) -> ServeEngine:
-    unlisted = name.startswith("@")
-    return ServeEngine(others.model(name[1:]) if unlisted else panel.model(name))
+def _engine(panel: Panel, others: Panel, name: str, dtype: str) -> ServeEngine:
+    source, name = (others, name[1:]) if name.startswith("@") else (panel, name)
+    member = source.members[name]
+    if dtype != member.how.dtype:
+        how = replace(member.how, name=dtype, dtype=dtype)
+        member = replace(member, name=f"{name}@served-{dtype}", how=how)
+        source.add(member)
+    return ServeEngine(source.model(member.name))
 
 
 def _audits(

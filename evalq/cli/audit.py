@@ -252,6 +252,9 @@ def calibrate(
     pool: Pool = 96,
     max_tokens: Annotated[int, typer.Option(help="Of an answer in phase 1.")] = 64,
     benign: Ways = None,
+    dtype: Annotated[
+        str, typer.Option(help="That the endpoints compute in: float32, bfloat16 or float16.")
+    ] = "float32",
     device: Device = "auto",
     trust_remote_code: Remote = False,
     quiet: Quiet = False,
@@ -265,14 +268,18 @@ def calibrate(
     """
     from evalq.audit.api import prepare as made
     from evalq.audit.api import ways
-    from evalq.audit.operate import OperateSettings, operate
+    from evalq.audit.operate import DTYPES, OperateSettings, operate
     from evalq.cli._progress import terminal_progress
+    from evalq.errors import PlanError, nearest
     from evalq.report.audit_table import write_characteristics
 
+    if dtype not in DTYPES:
+        raise PlanError(f"--dtype {dtype!r} is unknown", hint=nearest(dtype, DTYPES))
     settings = _settings("completions", text, probes, pool, max_tokens)
     chosen = OperateSettings(
         audits=audits, null=null, resample=resample, mode=mode, alpha=alpha, cases=cases,
         prompts=prompts, sampled=sampled, sampled_tokens=sampled_tokens, max_tokens=max_tokens,
+        dtype=dtype,
     )  # fmt: skip
     panel = _panel(parent, tier, device, trust_remote_code)
     others = _panel(parent, unlisted, device, trust_remote_code)

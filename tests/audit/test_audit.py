@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
+import torch
 
 from evalq.audit.api import Endpoint, audit_endpoint, build_panel, open_audit, prepare
 from evalq.audit.operate import OperateSettings, operate, replay, without
@@ -261,6 +262,34 @@ def test_operating_characteristics_resume(panel, calibration, artifacts, tmp_pat
     assert verdicts["parent"] == "PARENT-LIKE"
     assert verdicts["unlisted g32"] == "UNLISTED"
     assert len(table.null) == 10
+
+
+def test_endpoints_compute_in_the_dtype_that_is_asked_for(
+    panel, calibration, tmp_path, monkeypatch
+):
+    from evalq.audit import operate as module
+
+    seen = []
+    inner = module.ServeEngine
+
+    def engine(model):
+        seen.append(next(model.module.parameters()).dtype)
+        return inner(model)
+
+    monkeypatch.setattr(module, "ServeEngine", engine)
+    settings = OperateSettings(
+        audits=1, null=0, cases=False, mode="tokens", prompts=16, max_tokens=32, sampled=8,
+        sampled_tokens=8, dtype="bfloat16",
+    )  # fmt: skip
+    table = operate(panel, build_panel("builtin", [], PLAN), calibration, settings, tmp_path)
+    assert set(seen) == {torch.bfloat16}
+    verdicts = {a["endpoint"]: a["verdict"] for a in table.audits}
+    assert verdicts["int3"] == "int3"
+    assert verdicts["parent"] == "PARENT-LIKE"
+    assert table.names == ("parent", "int8", "int4", "int3")
+    with pytest.raises(PlanError):
+        operate(panel, build_panel("builtin", [], PLAN), calibration,
+                replace(settings, dtype="float32"), tmp_path)  # fmt: skip
 
 
 @contextmanager
