@@ -228,10 +228,12 @@ def items_of(given: argparse.Namespace) -> dict[str, Items]:
 def stored_items(given: argparse.Namespace) -> dict[str, Items]:
     """What an earlier call wrote, for a machine without the data."""
     kinds = json.loads(given.items.read_text(encoding="utf-8"))
-    return {
-        kind: [[Request(**{**r, "until": tuple(r["until"])}) for r in item] for item in items]
-        for kind, items in kinds.items()
-    }
+
+    def request(stored: dict[str, Any]) -> Request:
+        messages = tuple(tuple(m) for m in stored["messages"])
+        return Request(**{**stored, "until": tuple(stored["until"]), "messages": messages})
+
+    return {k: [[request(r) for r in item] for item in items] for k, items in kinds.items()}
 
 
 def main() -> None:

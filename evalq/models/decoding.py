@@ -152,8 +152,7 @@ class _Batch:
                 self._fill(keeper)
             elif not self._waiting and _RETIRE * keeper.rows <= free < keeper.rows:
                 live = [i for i, prompt in enumerate(self._rows) if prompt is not None]
-                if keeper.keep(live):
-                    self._rows = [self._rows[i] for i in live]
+                self._rows = [self._rows[i] for i in keeper.keep(live)]
         return self._done
 
     def _fill(self, keeper: Keeper) -> None:

@@ -43,8 +43,8 @@ class Keeper(Protocol):
         """Read one more token a row, ``None`` for a free row; logits ``[rows, vocabulary]``."""
         ...
 
-    def keep(self, rows: Sequence[int]) -> bool:
-        """Go on with these rows alone, renumbered; whether that was done."""
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Go on with these rows alone: what each row was before, or all of them as they were."""
         ...
 
 
@@ -76,12 +76,12 @@ class Grown:
         read = torch.tensor([t or 0 for t in tokens], device=self._forward.device)
         return self._forward.step(self._state, read)
 
-    def keep(self, rows: Sequence[int]) -> bool:
+    def keep(self, rows: Sequence[int]) -> list[int]:
         """See ``Keeper``."""
         assert self._state is not None
         self._state.select(rows)
         self.rows = len(rows)
-        return True
+        return list(rows)
 
 
 class _LaneLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -153,6 +153,7 @@ class Lanes:
         self._at = torch.zeros(rows, dtype=torch.int64, device=forward.device)
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=forward.device)
         self._layers: list[_LaneLayer] = []
+        self._used: set[int] = set()
         self._graphs = graphs and forward.device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
@@ -185,18 +186,29 @@ class Lanes:
         self._lengths = [0 if token is None else length + 1 for token, length in pairs]
         return logits
 
-    def keep(self, rows: Sequence[int]) -> bool:
+    def keep(self, rows: Sequence[int]) -> list[int]:
         """See ``Keeper``; a captured step has a fixed number of rows."""
         if self._graph is not None:
-            return False
-        index = torch.tensor(list(rows), dtype=torch.int64, device=self._forward.device)
-        self.rows = len(rows)
-        self._lengths = [self._lengths[r] for r in rows]
-        self._at, self._tokens = self._at[index], self._tokens[index]
+            return list(range(self.rows))
+        count = len(rows)
+        order = list(range(count))
+        # Only rows beyond the new end move, into free ones before it.
+        free = sorted(set(order).difference(rows))
+        moved = [row for row in rows if row >= count]
+        for place, row in zip(free, moved, strict=True):
+            order[place] = row
+        if moved:
+            target, source = (torch.tensor(x, device=self._forward.device) for x in (free, moved))
+            for layer in self._layers:
+                for states in layer.states:
+                    states[target] = states[source]
+        self.rows = count
+        self._lengths = [self._lengths[row] for row in order]
+        self._at, self._tokens = self._at[:count], self._tokens[:count]
         for layer in self._layers:
             keys, values = layer.states
-            layer.states, layer.at = (keys[index], values[index]), self._at
-        return True
+            layer.states, layer.at = (keys[:count], values[:count]), self._at
+        return order
 
     def _made(self, slab: SlabLayer) -> _LaneLayer:
         keys, values = (
@@ -206,12 +218,14 @@ class Lanes:
 
     def _copy(self, state: State, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Keys and values of prompts, without their padding, to the first slots of rows."""
-        shared = self._prompts.shared
+        shared, used = self._prompts.shared, not self._used.isdisjoint(rows)
+        self._used.update(rows)
         index = torch.tensor(list(rows), device=self._forward.device)
         for slab, layer in zip(state.cache.slabs, self._layers, strict=True):
             for old, new in zip(slab.states, layer.states, strict=True):
                 # What an earlier prompt left may be infinite, and 0 times that is no 0.
-                new.index_fill_(0, index, 0)
+                if used:
+                    new.index_fill_(0, index, 0)
                 if shared:
                     new[index, :, :shared] = old[:1, :, :shared]
                 for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
