@@ -96,6 +96,12 @@ def own_suites(kind: str, count: int) -> Items:
     return found
 
 
+def with_examples(items: Items) -> Items:
+    """Items behind the first five of them, each with its first answer: for timing alone."""
+    head = "".join(f"{i[0].context}{i[0].continuation}\n" for i in items[:SHOTS])
+    return [[replace(r, context=head + r.context) for r in item] for item in items[SHOTS:]]
+
+
 def random_model(tokenizer: str, device: str, dtype: torch.dtype) -> LoadedModel:
     """A Llama of about a billion weights, at random, in the shapes of Llama-3.2-1B."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -216,6 +222,7 @@ def items_of(given: argparse.Namespace) -> dict[str, Items]:
     if given.parent == "builtin":
         return {
             "choice, own suites": own_suites("loglikelihood", given.choices),
+            "choice 5-shot, own suites": with_examples(own_suites("loglikelihood", given.choices)),
             "generation, own suites": own_suites("generate_until", given.generations),
         }
     return {
