@@ -7,7 +7,6 @@ about vLLM and gptqmodel are read from their sources.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from evalq.artifacts.base import Finding, Severity, StoredModel
 from evalq.artifacts.files import open_files, read_json
 from evalq.artifacts.gptq import checkpoint_version
 from evalq.artifacts.identity import MANIFEST, hash_directory
+from evalq.artifacts.naming import EXPERT
 from evalq.errors import ArtifactError
 from evalq.schema import PerGroup, WeightScheme
 
@@ -166,14 +166,7 @@ def _ct_transformers(stored: StoredModel) -> Iterator[Finding]:
             "activations-dequantize",
             "with dequantize set, transformers leaves the activations unquantized",
         )
-    experts = [n for n in asymmetric if re.search(r"\.experts\.\d+\.", n)]
-    if experts:
-        yield _error(
-            "transformers",
-            "asymmetric-experts",
-            "transformers 5.23 loses the zero points of experts",
-            experts,
-        )
+    yield from _ct_experts(stored)
     if any(s.bits in (3, 5, 6, 7) for s in schemes):
         yield _warning(
             "transformers",
@@ -181,6 +174,40 @@ def _ct_transformers(stored: StoredModel) -> Iterator[Finding]:
             "3, 5, 6 and 7 bits are packed densely, which compressed-tensors reads since mid-2026 "
             "(checked with 0.20); older versions misread them",
         )
+
+
+def _ct_experts(stored: StoredModel) -> Iterator[Finding]:
+    """What transformers and vLLM ask of the experts of a mixture, which both hold stacked."""
+    experts = {n: w.scheme for n, w in stored.layers.items() if EXPERT.search(n)}
+    asymmetric = [n for n, scheme in experts.items() if not scheme.symmetric]
+    if asymmetric:
+        yield _error(
+            "transformers",
+            "asymmetric-experts",
+            "transformers 5.23 loses the zero points of experts",
+            asymmetric,
+        )
+    plain = [n for n in stored.dense if EXPERT.search(n)]
+    if plain:
+        yield _error(
+            "transformers",
+            "plain-experts",
+            "transformers 5.23 takes all experts for quantized as soon as any layer is",
+            plain,
+        )
+    if len(set(experts.values())) > 1:
+        yield _error(
+            "transformers",
+            "experts-differ",
+            "transformers 5.23 reads all experts by one scheme, and these have several",
+            experts,
+        )
+    homes: dict[str, set[WeightScheme | None]] = {}
+    for name in (*experts, *plain):
+        homes.setdefault(EXPERT.split(name)[0], set()).add(experts.get(name))
+    for home, kinds in homes.items():
+        if len(kinds) > 1:
+            yield _error("vllm", "experts-differ", f"the experts of {home} have different schemes")
 
 
 def _ct_vllm(stored: StoredModel) -> Iterator[Finding]:

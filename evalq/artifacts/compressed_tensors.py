@@ -18,6 +18,7 @@ from torch import Tensor
 from evalq.artifacts.base import StoredModel
 from evalq.artifacts.files import WeightFiles
 from evalq.artifacts.grouping import dequantize_by_index, is_consecutive
+from evalq.artifacts.naming import targets_of
 from evalq.errors import ArtifactError, PlanError, QuantizationError
 from evalq.kernels.bitpack import pack_rows, unpack_padded_rows, unpack_rows, words_needed
 from evalq.kernels.packing import QuantizedWeight
@@ -112,7 +113,7 @@ class CompressedTensors:
         activation_bits: int | None,
     ) -> dict[str, Any]:
         """The ``quantization_config``: one group of all ``Linear`` layers, or, where schemes
-        differ, one group a scheme that names its layers.
+        differ, one group a scheme that names its layers (experts of one scheme by a pattern).
         """
         by_scheme: dict[WeightScheme, list[str]] = {}
         for name, scheme in layers.items():
@@ -121,7 +122,7 @@ class CompressedTensors:
         groups = {}
         for index, (scheme, names) in enumerate(sorted(by_scheme.items(), key=lambda i: str(i[0]))):
             groups[f"group_{index}"] = {
-                "targets": ["Linear"] if len(by_scheme) == 1 else names,
+                "targets": ["Linear"] if len(by_scheme) == 1 else targets_of(scheme, names, layers),
                 "weights": _arguments(scheme),
                 "input_activations": None if activation_bits is None else _tokens(activation_bits),
                 "output_activations": None,

@@ -7,7 +7,8 @@ checkpoint are what every loader reads, so artifacts are written with them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +16,12 @@ from torch import Tensor
 
 from evalq.errors import QuantizationError
 from evalq.kernels.packing import QuantizedWeight
+from evalq.schema import WeightScheme
 
-__all__ = ["checkpoint_layers", "checkpoint_names"]
+__all__ = ["EXPERT", "checkpoint_layers", "checkpoint_names", "stacked_names", "targets_of"]
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""What the names of single experts' layers hold."""
 
 
 def checkpoint_names(module: Any, layers: Iterable[str]) -> dict[str, str]:
@@ -76,7 +81,7 @@ def checkpoint_layers(
         f"{home}.{name}": parameter
         for home in experts
         for name, parameter in module.get_submodule(home).named_parameters(recurse=False)
-        if parameter.ndim == 3
+        if parameter.ndim == 3 and _quantized(layers, home, name)
     }
     found: dict[str, QuantizedWeight] = {}
     covered: set[str] = set()
@@ -89,6 +94,29 @@ def checkpoint_layers(
         found |= _expert_layers(module, layers, stacked)
         covered |= set(stacked)
     return found, covered
+
+
+def _quantized(layers: Mapping[str, QuantizedWeight], home: str, parameter: str) -> bool:
+    """Whether a stacked parameter was quantized at all: the user may have it left as it is."""
+    return any(n.startswith(f"{home}.") and n.endswith(f".{parameter}") for n in layers)
+
+
+def stacked_names(module: Any, covered: Collection[str]) -> list[str]:
+    """Names that checkpoints have for the experts that are not quantized, and for their modules.
+
+    Args:
+        module: the transformers model.
+        covered: names in its state dict that quantized layers stand for.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = module.state_dict()
+    left = {k: t.to("meta") for k, t in state.items() if t.ndim == 3 and k not in covered}
+    if not left:
+        return []
+    homes = dict.fromkeys(key.rpartition(".")[0] for key in left)
+    names = revert_weight_conversion(module, left)
+    return [*homes, *(name.removesuffix(".weight") for name in names)]
 
 
 def _expert_layers(
@@ -131,3 +159,17 @@ def _rows(weight: QuantizedWeight, rows: Tensor) -> QuantizedWeight:
     zeros = None if weight.zeros is None else weight.zeros[rows]
     shape = (len(rows), weight.shape[1])
     return QuantizedWeight(weight.codes[rows], weight.scales[rows], zeros, weight.scheme, shape)
+
+
+def targets_of(
+    scheme: WeightScheme, names: list[str], layers: Mapping[str, WeightScheme]
+) -> list[str]:
+    """What a config group of compressed-tensors of ``scheme`` targets; ``names`` are its layers.
+
+    transformers (5.23, ``get_experts_scheme``) reads all experts by the first group with a pattern
+    that mentions them, and else by the first group of all.
+    """
+    experts = {other for name, other in layers.items() if EXPERT.search(name)}
+    if experts != {scheme}:
+        return names
+    return [*(n for n in names if not EXPERT.search(n)), r"re:.*\.experts\.\d+\..*"]

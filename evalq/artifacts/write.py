@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from evalq.artifacts.base import Encoder
 from evalq.artifacts.files import open_files
-from evalq.artifacts.naming import checkpoint_layers, checkpoint_names
+from evalq.artifacts.naming import checkpoint_layers, checkpoint_names, stacked_names
 from evalq.errors import ArtifactError, NonFiniteError, QuantizationError
 from evalq.kernels.packing import QuantizedWeight
 from evalq.quantize.tensorfile import TensorWriter
@@ -109,7 +109,7 @@ def write_model(contents: Contents, encoder: Encoder, directory: Path) -> None:
     untied = _untied(contents)
     try:
         _write_shards(_tensors(contents, encoder, layers, covered, untied), directory)
-        _write_config(contents, encoder, layers, bool(untied), directory)
+        _write_config(contents, encoder, layers, covered, bool(untied), directory)
         if contents.tokenizer is not None:
             contents.tokenizer.save_pretrained(directory)
         for path in directory.iterdir():
@@ -214,6 +214,7 @@ def _write_config(
     contents: Contents,
     encoder: Encoder,
     layers: Mapping[str, QuantizedWeight],
+    covered: set[str],
     untied: bool,
     directory: Path,
 ) -> None:
@@ -234,7 +235,8 @@ def _write_config(
             if isinstance(part, nn.Linear) and name not in contents.layers
         ]
         # transformers matches these names with those of its modules, vLLM with the checkpoint's.
-        plain = tuple(dict.fromkeys([*left, *checkpoint_names(module, left).values()]))
+        names = [*left, *checkpoint_names(module, left).values(), *stacked_names(module, covered)]
+        plain = tuple(dict.fromkeys(names))
         schemes = {layer: weight.scheme for layer, weight in layers.items()}
         schemes |= {layer: weight.scheme for layer, weight in contents.layers.items()}
         config["quantization_config"] = encoder.settings(schemes, plain, contents.activation_bits)

@@ -172,8 +172,13 @@ class _SplitExperts(nn.ModuleList):
         return out
 
 
-def split_experts(layer: nn.Module) -> list[str]:
+def split_experts(layer: nn.Module, skips: Callable[[str], bool] | None = None) -> list[str]:
     """Replace stacked experts (three-dimensional parameters) in ``layer`` by linear layers.
+
+    Args:
+        layer: changed.
+        skips: whether a parameter of that name stays as it is; experts all of whose parameters do
+            stay stacked.
 
     Returns:
         Names of the modules replaced; their parts are then ``<name>.<expert>.gate_up_proj`` and
@@ -185,7 +190,7 @@ def split_experts(layer: nn.Module) -> list[str]:
     replaced = []
     for name, module in list(layer.named_modules()):
         stacked = [n for n, p in module.named_parameters(recurse=False) if p.ndim == 3]
-        if not stacked:
+        if not stacked or (skips is not None and all(skips(f"{name}.{n}") for n in stacked)):
             continue
         if set(stacked) != {"gate_up_proj", "down_proj"} or not hasattr(module, "act_fn"):
             raise QuantizationError(

@@ -64,7 +64,7 @@ def quantize_decoder_layer(
     layer = copy.deepcopy(original).to(device, torch.float32).eval().requires_grad_(False)
     for parameter_name, parameter in layer.named_parameters():
         check_finite(f"{name}.{parameter_name}", parameter.data)
-    replaced = split_experts(layer)
+    replaced = split_experts(layer, lambda part: job.skips(f"{name}.{part}"))
     job.experts.extend(f"{name}.{r}" for r in replaced)
     before = {n: p.data.clone() for n, p in layer.named_parameters()} if job.method.folds else {}
     modules = dict(linears(layer))

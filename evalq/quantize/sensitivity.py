@@ -125,7 +125,7 @@ def _layer_units(
     skip: Sequence[str],
 ) -> list[Unit]:
     layer = _working_copy(original)
-    split_experts(layer)
+    split_experts(layer, lambda part: any(s in f"{prefix}.{part}" for s in skip))
     modules = dict(linears(layer))
     wanted = [
         n

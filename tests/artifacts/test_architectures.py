@@ -19,6 +19,7 @@ from evalq.artifacts.identity import hash_directory
 from evalq.artifacts.make import make_artifact
 from evalq.models.load import load_artifact
 from evalq.plan import EnginePlan
+from evalq.quantize.calibration import Calibration
 from evalq.schema import PerGroup, Scheme, WeightScheme
 from tests.artifacts.helpers import tiny_tokenizer
 
@@ -48,9 +49,10 @@ CONFIGS = {
     ),
 }
 TOKENS = torch.arange(1, 33)[None]
+SEEN = torch.randint(1, 64, (8, 32), generator=torch.Generator().manual_seed(1))
 
 
-def artifact(name, tmp_path, symmetric=True):
+def artifact(name, tmp_path, symmetric=True, method="rtn", options=None, bits=8):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path / "parent")
     tiny_tokenizer().save_pretrained(tmp_path / "parent")
@@ -63,8 +65,10 @@ def artifact(name, tmp_path, symmetric=True):
         tokenizer=tiny_tokenizer(),
         source=source,
     )
-    scheme = Scheme(WeightScheme(8, PerGroup(32), symmetric))
-    return module, make_artifact(parent, scheme, "rtn", None, {}, 0, tmp_path / "out")
+    scheme = Scheme(WeightScheme(bits, PerGroup(32), symmetric))
+    calibration = None if method == "rtn" else Calibration.from_tokens(SEEN, "random")
+    made = make_artifact(parent, scheme, method, calibration, options or {}, 0, tmp_path / "out")
+    return module, made
 
 
 def logits(model):
@@ -72,18 +76,20 @@ def logits(model):
         return model(TOKENS).logits
 
 
+@pytest.mark.parametrize("method", ["rtn", "awq"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_loaded_back_it_is_the_parent_but_for_rounding(name, tmp_path):
-    module, made = artifact(name, tmp_path)
+def test_loaded_back_it_is_the_parent_but_for_rounding(name, method, tmp_path):
+    module, made = artifact(name, tmp_path, method=method)
     ours = logits(load_artifact(made.path, EnginePlan(device="cpu")).module)
     theirs = logits(module)
     error = (ours - theirs).norm() / theirs.norm()
     assert 0 < error < 0.02
 
 
+@pytest.mark.parametrize("method", ["rtn", "awq"])
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_neox"])
-def test_transformers_gives_the_same_logits(name, tmp_path):
-    _, made = artifact(name, tmp_path)
+def test_transformers_gives_the_same_logits(name, method, tmp_path):
+    _, made = artifact(name, tmp_path, method=method)
     ours = logits(load_artifact(made.path, EnginePlan(device="cpu")).module)
     peer, info = AutoModelForCausalLM.from_pretrained(made.path, output_loading_info=True)
     assert not info["missing_keys"]
@@ -103,6 +109,55 @@ def test_experts_have_the_names_and_rows_of_the_checkpoint(tmp_path):
             weight = stored.layers[f"{home}.{expert}.{name}"].dequantize()
             assert torch.allclose(weight, gate_up[expert, rows], atol=1e-3)
     assert not any("experts" in name for name in stored.dense)
+
+
+@pytest.mark.parametrize("method", ["rtn", "awq"])
+def test_experts_may_stay_as_they_are(method, tmp_path):
+    module, made = artifact("mixtral", tmp_path, method=method, options={"skip": "experts"})
+    stored = read(made.path)
+    assert len(stored.layers) == 8
+    loaded = load_artifact(made.path, EnginePlan(device="cpu")).module
+    mine, theirs = (m.model.layers[1].mlp.experts.down_proj for m in (loaded, module))
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    error = (logits(loaded) - logits(module)).norm() / logits(module).norm()
+    assert 0 < error < 0.02
+    with pytest.raises(RuntimeError):
+        AutoModelForCausalLM.from_pretrained(made.path)
+    assert "takes all experts for quantized" in made.manifest["engines"]["transformers"]["why"]
+    assert made.manifest["engines"]["vllm"]["loads"]
+
+
+@pytest.mark.parametrize("narrow", ["experts", "attention"])
+def test_transformers_reads_experts_of_another_width_than_the_rest(narrow, tmp_path):
+    parts = ("q_proj", "k_proj", "v_proj", "o_proj")
+    width = 8 if narrow == "experts" else 3
+    named = [f"model.layers.{i}.self_attn.{p}={width}" for i in range(2) for p in parts]
+    bits = 3 if narrow == "experts" else 8
+    _, made = artifact("mixtral", tmp_path, bits=bits, options={"layer_bits": ",".join(named)})
+    ours = logits(load_artifact(made.path, EnginePlan(device="cpu")).module)
+    peer, info = AutoModelForCausalLM.from_pretrained(made.path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert torch.allclose(logits(peer), ours, rtol=1e-3, atol=2e-4)
+    assert made.manifest["engines"]["transformers"]["loads"]
+
+
+def test_experts_of_several_widths_are_refused_by_name(tmp_path):
+    options = {"layer_bits": "model.layers.0.mlp.experts.1.down_proj=4"}
+    _, made = artifact("mixtral", tmp_path, options=options)
+    engines = made.manifest["engines"]
+    assert "reads all experts by one scheme" in engines["transformers"]["why"]
+    assert "layers.0.block_sparse_moe have different schemes" in engines["vllm"]["why"]
+
+
+def test_a_part_of_the_experts_may_stay_as_it_is(tmp_path):
+    options = {"skip": "gate_up_proj"}
+    module, made = artifact("mixtral", tmp_path, method="awq", options=options)
+    assert len(read(made.path).layers) == 16
+    assert any("takes up no scales" in w for w in made.manifest["warnings"])
+    loaded = load_artifact(made.path, EnginePlan(device="cpu")).module
+    error = (logits(loaded) - logits(module)).norm() / logits(module).norm()
+    assert 0 < error < 0.02
 
 
 def test_what_transformers_does_not_load_is_recorded(tmp_path):
