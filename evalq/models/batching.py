@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Budget", "Shape", "common_prefix", "pack"]
+__all__ = ["Budget", "Shape", "common_prefix", "of_like_length", "pack"]
 
 _MIN_SHARED = 32
 """A shared prefix of fewer tokens is not worth a pass of its own."""
+
+_PADDED = 0.8
+"""A row of less than this share of the longest is padded only where a pass is small."""
 
 _MIN_CLUSTER = 4
 """Fewer prompts than this with a common prefix go with the rest."""
@@ -44,12 +47,14 @@ class Budget:
         kept: padded tokens whose keys and values are held at once.
         logits: rows of logits at once.
         rows: sequences at once.
+        enough: tokens from which on prompts that are much shorter begin another batch.
     """
 
     tokens: int
     kept: int
     logits: int
     rows: int
+    enough: int = 1 << 62
 
     def fits(self, batch: _Batch) -> bool:
         """Whether these prompts go into one batch."""
@@ -60,6 +65,12 @@ class Budget:
             and logits <= self.logits
             and batch.rows <= self.rows
         )
+
+    def pads(self, batch: _Batch, length: int) -> bool:
+        """Whether a prompt of that length had better begin another batch than be padded."""
+        longest = batch.longest - batch.shared
+        full = batch.shared + len(batch.items) * longest >= self.enough
+        return full and length - batch.shared < _PADDED * longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,25 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         else:
             high = middle
     return low
+
+
+def of_like_length(lengths: Sequence[int], enough: int) -> list[list[int]]:
+    """Indices in groups of like lengths, the longest first.
+
+    Args:
+        lengths: of rows that are padded to the longest of their group.
+        enough: tokens of a group, padding included, from which on a row of less than four fifths of
+            its longest begins another.
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups:
+            longest = lengths[groups[-1][0]]
+            if len(groups[-1]) * longest < enough or lengths[i] >= _PADDED * longest:
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+    return groups
 
 
 def _clusters(shapes: Sequence[Shape]) -> tuple[list[list[int]], list[int]]:
@@ -136,7 +166,7 @@ def pack(shapes: Sequence[Shape], budget: Budget) -> list[list[int]]:
             head = shapes[i].head
             shared = 0 if group is alone else common_prefix(first or head, head)
             grown = batch.plus(i, shapes[i], shared)
-            if batch.items and not budget.fits(grown):
+            if batch.items and (budget.pads(batch, len(head)) or not budget.fits(grown)):
                 batches.append(list(batch.items))
                 grown = _Batch().plus(i, shapes[i], 0 if group is alone else len(head))
                 first = ()

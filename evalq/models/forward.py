@@ -16,10 +16,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from evalq.errors import ParentError
 from evalq.models import kvcache
 
-__all__ = ["Forward", "Side", "SlabCache", "SlabLayer", "State"]
+__all__ = ["ENOUGH", "Forward", "Side", "SlabCache", "SlabLayer", "State"]
 
 _GRAIN = 64
 """Cache slots are allocated in multiples of this many tokens."""
+
+ENOUGH = {"cpu": 512, "cuda": 8192}
+"""Tokens by device from which on a pass gets no faster a token: what is longer is not padded to."""
 
 Side = Literal["left", "right"]
 """Where padding goes."""
@@ -183,11 +186,11 @@ class State:
         if self.mask is not None:
             self.mask = self.mask[index]
 
-    def repeated(self, rows: int) -> State:
-        """The state of one row, ``rows`` times; this one stays as it is."""
+    def taken(self, rows: Sequence[int]) -> State:
+        """A state of these rows, in this order; this one stays as it is."""
         made = copy.copy(self)
         made.cache = self.cache.shared()
-        made.select([0] * rows)
+        made.select(rows)
         return made
 
 
@@ -223,6 +226,7 @@ class Forward:
         names = inspect.signature(module.forward).parameters
         self._module = module
         self.tokens = tokens
+        self.enough = ENOUGH.get(module.device.type, ENOUGH["cpu"])
         self._limits = (tokens, logits)
         self._positions = "position_ids" in names
         self._keep = "logits_to_keep" in names

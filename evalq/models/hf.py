@@ -75,7 +75,8 @@ class TransformersEngine:
         self._penalty = repetition_penalty(generation)
         room = _kept_bytes(model.device) // _kv_bytes(model)
         self._kept = max(1, min(plan.batch_tokens * _KEPT, room))
-        self._scoring = Budget(plan.batch_tokens, self._kept, logits, 4 * _ROWS)
+        enough = self._forward.enough
+        self._scoring = Budget(plan.batch_tokens, self._kept, logits, 4 * _ROWS, enough)
         # Prompts are read in spans of columns that fit, so only what is kept bounds a generation.
         self._lanes = self._forward.gaps and model.kv_bits is None
         waves = _WAVES if self._lanes else 1

@@ -51,5 +51,5 @@ class Prompts:
         if self._common is None:
             state = self._forward.start(len(heads))
         else:
-            state = self._common.repeated(len(heads))
+            state = self._common.taken([0] * len(heads))
         return state, self._forward.read(state, [h[self.shared :] for h in heads], "left")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evalq.models.batching import of_like_length
 from evalq.models.encode import Scored
 from evalq.models.forward import Forward, State
 from evalq.models.prefix import Prompts, shared_prefix
@@ -40,14 +41,15 @@ def score(forward: Forward, rows: Sequence[Scored]) -> list[tuple[float, bool]]:
     sums = log_probability[:, 0].double()
     greedy = top[:, 0]
     longer = [i for i, row in enumerate(rows) if row.tail]
-    if longer:
-        state.select([where[i] for i in longer])
-        tails = [rows[i].tail for i in longer]
+    for group in of_like_length([len(rows[i].tail) for i in longer], forward.enough):
+        part = [longer[i] for i in group]
+        tails = [rows[i].tail for i in part]
         more, same = _score_columns(
-            forward, state, tails, [rows[i].scored[1:] for i in longer], "right"
-        )
-        sums[longer] += more
-        greedy[longer] &= same
+            forward, state.taken([where[i] for i in part]), tails,
+            [rows[i].scored[1:] for i in part], "right",
+        )  # fmt: skip
+        sums[part] += more
+        greedy[part] &= same
     return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
 

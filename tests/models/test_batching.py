@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalq.models.batching import Budget, Shape, common_prefix, pack
+from evalq.models.batching import Budget, Shape, common_prefix, of_like_length, pack
 
 tokens = st.lists(st.integers(0, 2), max_size=30)
 
@@ -60,3 +61,22 @@ def test_unlike_prompts_are_sorted_by_length():
     batches = pack([Shape(h, 1, 0, 1) for h in heads], Budget(200, 800, 200, 64))
     lengths = [len(heads[i]) for b in batches for i in b]
     assert lengths == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 400))
+def test_groups_of_like_length(lengths, enough):
+    groups = of_like_length(lengths, enough)
+    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
+    for group in groups:
+        longest = max(lengths[i] for i in group)
+        for count, i in enumerate(group):
+            # Padding by more than a fifth only while the group is small.
+            assert lengths[i] >= 0.8 * longest or count * longest < enough
+
+
+def test_short_prompts_are_not_padded_to_long_ones_in_a_full_pass():
+    heads = [tuple(range(n)) for n in (90, 90, 88, 30, 29, 28)]
+    shapes = [Shape((i, *h), 1, 0, 1) for i, h in enumerate(heads)]
+    whole = Budget(4096, 4096, 4096, 64)
+    assert pack(shapes, whole) == [[0, 1, 2, 3, 4, 5]]
+    assert pack(shapes, replace(whole, enough=200)) == [[0, 1, 2], [3, 4, 5]]
