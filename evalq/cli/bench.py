@@ -69,7 +69,10 @@ def _where(device: str, clock: str) -> dict[str, Any]:
 @app.command("kernels")
 def kernels(
     against: Annotated[
-        str, typer.Option(help="Peers beside the dense product: kernels by name, tinygemm.")
+        str,
+        typer.Option(
+            help="Peers beside the dense product: kernels by name, tinygemm, gemlite, marlin."
+        ),
     ] = "",
     scheme: Annotated[
         list[str] | None, typer.Option(help="BITS[:gSIZE|channel][:asym]; repeat it.")

@@ -18,12 +18,25 @@ def _bytes(value: float) -> str:
     return f"{value:.0f} bytes"
 
 
+def _parts(found: dict[str, Any]) -> list[str]:
+    """What the weights consist of, where they are quantized."""
+    parts = found["weight_parts"]
+    if not parts["codes"]:
+        return []
+    sizes = {part: _bytes(count) for part, count in parts.items()}
+    return [
+        f"                   {sizes['codes']} of codes, {sizes['scales']} of scales, "
+        f"{sizes['dense']} kept in 16 bits (embeddings, head, norms)"
+    ]
+
+
 def _lines(found: dict[str, Any]) -> list[str]:
     lines = [
         "All numbers are modelled from the configuration and data sheets; none is measured.",
         f"  parameters       {found['parameters']:,}",
         f"  weights          {_bytes(found['weight_bytes'])} at {found['scheme']} "
         f"({found['bits_per_weight']:.2f} bits a weight; {_bytes(found['dense_bytes'])} at 16)",
+        *_parts(found),
         f"  KV cache         {_bytes(found['kv_bytes_a_user'])} a user of {found['context']:,} "
         f"tokens ({_bytes(found['kv_bytes_a_token'])} a token at {found['kv_bits']} bits)",
         f"  smallest GPU     {found['smallest_gpu'] or 'none holds it alone'}",
@@ -32,11 +45,13 @@ def _lines(found: dict[str, Any]) -> list[str]:
     serving = found.get("serving")
     if serving:
         what = f"{serving['devices']} x {serving['device']}"
-        lines.append(f"  on {what}: {serving['users_that_fit']} users fit; at "
+        room = serving["users_that_fit"]
+        lines.append(f"  on {what}: {room} user{'s' * (room != 1)} fit{'s' * (room == 1)}; at "
                      f"{100 * serving['efficiency']:.0f} % of the bandwidth:")  # fmt: skip
-        for name in ("alone", "full"):
+        for name in ("alone", "full") if serving["full"]["users"] > 1 else ("alone",):
             speed = serving[name]
-            text = f"    {speed['users']} users: {speed['tokens_per_second']:,.0f} tokens/s"
+            one = "s" * (speed["users"] != 1)
+            text = f"    {speed['users']} user{one}: {speed['tokens_per_second']:,.0f} tokens/s"
             text += (
                 f" ({speed['tokens_per_second_a_user']:,.1f} each, bound by {speed['bound_by']})"
             )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evalq.cost.bench import CLOCKS
-from evalq.errors import KernelError, MissingDependencyError, PlanError, nearest
+from evalq.cost.peers import PEERS, Product, refuse
+from evalq.errors import KernelError, PlanError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -23,16 +23,11 @@ __all__ = ["PEERS", "SHAPES", "bench_kernels"]
 SHAPES = {"cpu": ((576, 1536), (2048, 8192)), "cuda": ((4096, 14336), (14336, 4096))}
 """Columns (K) by rows (N) of the weights that are timed by default, by type of device."""
 
-PEERS = {
-    "torch": "the dense product in the activations' dtype; always the baseline",
-    "tinygemm": "PyTorch's _weight_int4pack_mm on CUDA (4 bits)",
-}
-"""What a kernel can be timed against beside evalq's own kernels."""
-
 _ROTATE = {"cpu": 64 * 2**20, "cuda": 192 * 2**20}
 """Bytes of weights that a timed loop passes over, beyond the caches (L2 on a GPU)."""
 
-Call = Callable[["torch.Tensor"], Any]
+_WRONG = 0.05
+"""The largest error, in norm, of a peer that rounds scales or sums to 16 bits."""
 
 
 def _times(calls: Sequence[Callable[[], Any]], repeats: int, cuda: bool, clock: str) -> float:
@@ -87,61 +82,54 @@ def _weight(scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype) ->
     return QuantizedWeight(codes, scales, zeros, scheme, shape)
 
 
-def _copies(packed: PackedWeight, device: str) -> list[PackedWeight]:
-    count = max(2, min(24, -(-_ROTATE[device] // packed.bytes)))
-    return [replace(packed, tensors=tuple(t.clone() for t in packed.tensors)) for _ in range(count)]
-
-
-def _tinygemm(weight: Any, device: torch.device) -> list[Call]:
-    import torch
-
-    if device.type != "cuda":
-        raise KernelError("tinygemm runs on a CUDA device only", hint="Leave it out of --against.")
-    if weight.scheme.bits != 4 or not weight.scheme.symmetric:
-        return []
-    size = weight.shape[1] // weight.groups
-    codes = weight.codes.to(device).to(torch.int32)
-    words = torch._convert_weight_to_int4pack((codes[:, ::2] << 4 | codes[:, 1::2]).byte(), 8)
-    scales = weight.scales.to(device, torch.bfloat16)
-    pair = torch.stack([scales.T, torch.zeros_like(scales.T)], -1).contiguous()
-    count = max(2, min(24, -(-_ROTATE["cuda"] // (words.numel() * 4))))
-    made = [words.clone() for _ in range(count)]
-    return [lambda x, w=w: torch._weight_int4pack_mm(x, w, size, pair) for w in made]  # type: ignore[misc]
-
-
-def _calls(name: str, weight: Any, device: torch.device, dtype: torch.dtype) -> list[Call]:
-    """Calls over rotated weights; none where the peer does not run this scheme."""
-    import torch
-
+def _own(name: str, weight: Any, device: torch.device, dtype: torch.dtype) -> Product | None:
+    """The product by a kernel of evalq, the chosen one for ``evalq``."""
     from evalq.kernels.op import pack, quantized_matmul
 
-    if name == "torch":
-        dense = weight.dequantize(dtype).to(device)
-        count = max(2, min(24, -(-_ROTATE[device.type] // dense.nbytes)))
-        made = [dense.clone() for _ in range(count)]
-        return [lambda x, w=w: torch.nn.functional.linear(x, w) for w in made]  # type: ignore[misc]
-    if name == "tinygemm":
-        return _tinygemm(weight, device)
     try:
         packed = pack(weight, device, dtype, None if name == "evalq" else name)
     except KernelError:
         if name == "evalq":
             raise
+        return None
+    return lambda x: quantized_matmul(x, packed)
+
+
+def _products(name: str, weight: Any, device: torch.device, dtype: torch.dtype) -> list[Product]:
+    """The product over copies of the weight, more than the caches hold; none if it is not run.
+
+    Raises:
+        KernelError: it gives another product than the dequantized weight.
+    """
+    import torch
+
+    make = PEERS[name].make if name in PEERS else partial(_own, name)
+    first = make(weight, device, dtype)
+    if first is None:
         return []
-    many = _copies(packed, device.type)
-    return [lambda x, p=p: quantized_matmul(x, p) for p in many]  # type: ignore[misc]
+    x = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(2))
+    x = x.to(device, dtype)
+    wanted = x.float() @ weight.dequantize(torch.float32).to(device).T
+    error = float((first(x).float() - wanted).norm() / wanted.norm())
+    if not error <= _WRONG:
+        raise KernelError(
+            f"{name} gives another product of {weight.scheme}: {error:.2g} away in norm",
+            hint="Its release may read another layout than this one writes; leave it out.",
+        )
+    bits = 8 * dtype.itemsize if name == "torch" else weight.scheme.bits
+    each = weight.shape[0] * weight.shape[1] * bits // 8
+    count = max(2, min(24, -(-_ROTATE[device.type] // each)))
+    more = (make(weight, device, dtype) for _ in range(count - 1))
+    return [first, *(product for product in more if product is not None)]
 
 
-def _check(against: Sequence[str]) -> None:
+def _check(against: Sequence[str], device: torch.device) -> None:
     from evalq.kernels.dispatch import KERNELS
 
     for name in against:
-        if name in ("gemlite", "marlin"):
-            raise MissingDependencyError(
-                f"{name} is not wired into this bench",
-                hint=f"Known: {', '.join([*PEERS, *KERNELS])}.",
-            )
-        if name not in PEERS and name not in KERNELS:
+        if name in PEERS:
+            refuse(name, PEERS[name], device)
+        elif name not in KERNELS:
             raise PlanError(f"unknown peer {name!r}", hint=nearest(name, [*PEERS, *KERNELS]))
 
 
@@ -171,14 +159,15 @@ def bench_kernels(
         weight's bytes over the time, in GB/s.
 
     Raises:
-        KernelError: no kernel runs a scheme here. PlanError: an unknown peer.
+        KernelError: no kernel runs a scheme here, or a peer does not run on this device or gives
+            another product. MissingDependencyError: a peer's library. PlanError: an unknown peer.
     """
     import torch
 
     from evalq.kernels.op import pack
 
-    _check(against)
     target = torch.device(device)
+    _check(against, target)
     kind = dtype or torch.bfloat16
     cuda = target.type == "cuda"
     out: list[dict[str, Any]] = []
@@ -186,7 +175,7 @@ def bench_kernels(
         for scheme in schemes:
             weight = _weight(scheme, (size, columns), kind)
             names = ["torch", "evalq", *(n for n in against if n != "torch")]
-            calls = {name: _calls(name, weight, target, kind) for name in names}
+            calls = {name: _products(name, weight, target, kind) for name in names}
             packed = pack(weight, target, kind)
             for m in rows:
                 x = torch.randn(m, columns, generator=torch.Generator().manual_seed(1))
@@ -210,7 +199,7 @@ def _row(rows: int, packed: PackedWeight, micro: dict[str, float]) -> dict[str, 
         "N": out,
         "scheme": str(packed.scheme),
         "kernel": packed.kernel,
-        "path": KERNELS.get(packed.kernel).path(rows, packed.scheme, packed.shape),
+        "path": KERNELS.get(packed.kernel).path(rows, packed.scheme, packed.shape, packed.dtype),
         "dense_us": micro["torch"],
         "evalq_us": micro["evalq"],
         "ratio": micro["torch"] / micro["evalq"],

@@ -58,17 +58,24 @@ class Layout:
 
     def weight_bytes(self, scheme: WeightScheme | None, dense_bits: int = 16) -> int:
         """Bytes of all weights: codes, 16-bit scales and packed zeros, the rest dense."""
+        return math.ceil(sum(self._weight_bits(scheme, dense_bits).values()) / 8)
+
+    def weight_parts(self, scheme: WeightScheme | None, dense_bits: int = 16) -> dict[str, int]:
+        """``weight_bytes`` by part: ``{codes, scales, dense}``, zeros among the scales."""
+        bits = self._weight_bits(scheme, dense_bits)
+        return {part: math.ceil(count / 8) for part, count in bits.items()}
+
+    def _weight_bits(self, scheme: WeightScheme | None, dense_bits: int) -> dict[str, int]:
         rest = (self.parameters - self.quantized) * dense_bits
         if scheme is None:
-            return math.ceil((rest + self.quantized * dense_bits) / 8)
-        bits = 0
+            return {"codes": 0, "scales": 0, "dense": rest + self.quantized * dense_bits}
+        scales = 0
         for out, columns in self.shapes:
             groups = 1
             if isinstance(scheme.granularity, PerGroup):
                 groups = math.ceil(columns / scheme.granularity.size)
-            zeros = 0 if scheme.symmetric else scheme.bits
-            bits += out * (columns * scheme.bits + groups * (16 + zeros))
-        return math.ceil((rest + bits) / 8)
+            scales += out * groups * (16 + (0 if scheme.symmetric else scheme.bits))
+        return {"codes": self.quantized * scheme.bits, "scales": scales, "dense": rest}
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +243,8 @@ def model_cost(config: Mapping[str, Any], question: Question) -> dict[str, Any]:
         question: width, context, device and price.
 
     Returns:
-        ``{"modelled": True, …}``: parameters, bytes of weights and of a token's and a user's cache,
+        ``{"modelled": True, …}``: parameters, bytes of weights, whole and as codes, scales and what
+            stays dense (embeddings, head, norms), and of a token's and a user's cache,
         bits a weight, the smallest GPU and laptop that hold one user, and for the device named how
         many of it are needed, how many users fit, tokens a second and $ per million tokens.
 
@@ -260,6 +268,7 @@ def model_cost(config: Mapping[str, Any], question: Question) -> dict[str, Any]:
         "scheme": "dense-16" if question.scheme is None else str(question.scheme),
         "parameters": layout.parameters,
         "weight_bytes": weights,
+        "weight_parts": layout.weight_parts(question.scheme),
         "bits_per_weight": 8 * weights / layout.parameters,
         "dense_bytes": layout.weight_bytes(None),
         "context": question.context,

@@ -87,8 +87,10 @@ class Kernel(Protocol):
         """Why this cannot be run, in words that end a sentence; ``None`` if it can."""
         ...
 
-    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
-        """The part of the kernel that multiplies ``rows`` rows of activations."""
+    def path(
+        self, rows: int, scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype
+    ) -> str:
+        """The part of the kernel that multiplies ``rows`` rows of activations in ``dtype``."""
         ...
 
     def pack(

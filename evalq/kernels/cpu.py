@@ -4,7 +4,7 @@ Codes are kept in 2, 4 or 8 bits (3-bit codes take 4, 5 to 7 take 8) and multipl
 integers: a product is ``scale * sum((code - zero) * x)`` over each group, summed in float32. Up to
 ``DECODE_ROWS`` rows of activations read the codes themselves; for more, the weight is dequantized
 a panel of output rows at a time, in the activations' dtype, and torch multiplies; in bfloat16 on a
-CPU with AMX, compiled C multiplies the tiles as it makes them.
+CPU with AMX or AVX512-BF16, compiled C multiplies each panel as it makes it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ from evalq.schema import PerGroup, WeightScheme
 __all__ = [
     "DECODE_ROWS",
     "NATIVE",
+    "PAIR_ROWS",
     "REFERENCE",
     "NativeKernel",
     "ReferenceKernel",
+    "bfloat16_units",
+    "decode_rows",
     "stored_bits",
+    "unit_for_many_rows",
 ]
 
 DECODE_ROWS = 24
 """Above so many rows, dequantizing once is faster than reading codes (benchmarks/RESULTS.md)."""
+
+PAIR_ROWS = {2: 12, 4: 12, 8: 7}
+"""The same by stored bits, for bfloat16 with AVX512-BF16 and no AMX."""
 
 _LANES = 16
 _PANEL_BYTES = 1 << 19
@@ -44,17 +51,33 @@ def stored_bits(bits: int) -> int:
 
 
 _BY_TORCH = "dequantize, then torch"
+_WIDE = {"amx": "dequantize, then AMX", "pairs": "dequantize, then AVX512-BF16", "torch": _BY_TORCH}
 
 
 @lru_cache(maxsize=1)
-def tiles() -> bool:
-    """Whether this CPU, and the system it runs, multiply tiles (AMX)."""
-    return native.why_not() is None and bool(native.library().evalq_has_tiles())
+def bfloat16_units() -> tuple[str, ...]:
+    """What multiplies bfloat16 in compiled C here, the fastest for many rows first.
+
+    ``amx`` (tiles; also asks the system whether it lets a process use them) and ``pairs``
+    (AVX512-BF16, dot products of pairs); empty on other CPUs and without a compiler.
+    """
+    if native.why_not() is not None:
+        return ()
+    found = native.library()
+    has = {"amx": found.evalq_has_tiles(), "pairs": found.evalq_has_pairs()}
+    return tuple(name for name, there in has.items() if there)
 
 
-def tiled(dtype: torch.dtype) -> bool:
-    """Whether many rows of this dtype are multiplied as tiles."""
-    return dtype == torch.bfloat16 and tiles()
+def unit_for_many_rows(dtype: torch.dtype) -> str:
+    """``amx``, ``pairs`` or ``torch``: what multiplies more than ``decode_rows`` rows."""
+    units = bfloat16_units() if dtype == torch.bfloat16 else ()
+    return units[0] if units else "torch"
+
+
+def decode_rows(dtype: torch.dtype, bits: int) -> int:
+    """Up to how many rows codes of ``bits`` are read; beyond, dequantizing once is faster."""
+    pairs = unit_for_many_rows(dtype) == "pairs"
+    return PAIR_ROWS[stored_bits(bits)] if pairs else DECODE_ROWS
 
 
 class NativeKernel:
@@ -85,11 +108,14 @@ class NativeKernel:
         missing = native.why_not()
         return None if missing is None else f"is not built ({missing})"
 
-    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
+    def path(
+        self, rows: int, scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype
+    ) -> str:
         """See ``base.Kernel``."""
-        if rows <= DECODE_ROWS:
-            return "codes"
-        return "dequantize, then AMX (bfloat16) or torch" if tiles() else _BY_TORCH
+        if rows > decode_rows(dtype, scheme.bits):
+            return _WIDE[unit_for_many_rows(dtype)]
+        pairs = dtype == torch.bfloat16 and "pairs" in bfloat16_units()
+        return "codes, AVX512-BF16" if pairs else "codes"
 
     def pack(
         self,
@@ -98,7 +124,7 @@ class NativeKernel:
         dtype: torch.dtype,
         activation_bits: int | None,
     ) -> PackedWeight:
-        """Codes as int32 ``[blocks, words, 16]``, scales and zeros as float32 ``[groups, rows]``.
+        """Codes int32 ``[blocks, words, 16]``; scales and zeros float32 ``[blocks, groups, 16]``.
 
         Rows are padded to a multiple of 16 with scales of 0, columns with codes of 0 that meet
         activations of 0.
@@ -119,17 +145,19 @@ class NativeKernel:
     @staticmethod
     def _spread(per_group: Tensor, rows: int) -> Tensor:
         wide = per_group.to("cpu", torch.float32)
-        return torch.nn.functional.pad(wide, (0, 0, 0, rows - wide.shape[0])).T.contiguous()
+        padded = torch.nn.functional.pad(wide, (0, 0, 0, rows - wide.shape[0]))
+        return padded.view(-1, _LANES, wide.shape[1]).transpose(1, 2).contiguous()
 
     def matmul(self, x: Tensor, packed: PackedWeight) -> Tensor:
         """See ``base.Kernel``."""
         if packed.activation_bits is not None:
             x = reference.quantize_activations(x, packed.activation_bits)
         rows = x.shape[0]
-        if rows > DECODE_ROWS:
-            if tiled(x.dtype):
-                return self._multiply_tiles(x, packed)
-            return self._multiply_panels(x, packed)
+        if rows > decode_rows(x.dtype, packed.scheme.bits):
+            unit = unit_for_many_rows(x.dtype)
+            if unit == "torch":
+                return self._multiply_panels(x, packed)
+            return self._multiply_bfloat16(x, packed, unit)
         result = x.new_empty(rows, packed.shape[0])
         failed = native.library().evalq_multiply(
             x.data_ptr(),
@@ -143,14 +171,16 @@ class NativeKernel:
             raise KernelError(f"no memory for {rows} rows of activations")
         return result
 
-    def _multiply_tiles(self, x: Tensor, packed: PackedWeight) -> Tensor:
-        """Dequantizes to bfloat16 tiles and multiplies them by AMX."""
+    def _multiply_bfloat16(self, x: Tensor, packed: PackedWeight, unit: str) -> Tensor:
+        """Dequantizes to bfloat16 in the cache and multiplies there by ``unit``."""
         result = x.new_empty(x.shape[0], packed.shape[0])
-        failed = native.library().evalq_tiles(
+        library = native.library()
+        run = library.evalq_tiles if unit == "amx" else library.evalq_panels
+        failed = run(
             x.data_ptr(), result.data_ptr(), x.shape[0], packed.shape[1], *self._arguments(packed)
         )
         if failed:
-            raise KernelError(f"no memory, or no AMX any more, for {x.shape[0]} rows")
+            raise KernelError(f"no memory, or no {unit} any more, for {x.shape[0]} rows")
         return result
 
     def _multiply_panels(self, x: Tensor, packed: PackedWeight) -> Tensor:
@@ -212,7 +242,9 @@ class ReferenceKernel:
         """See ``base.Kernel``."""
         return None if dtype.is_floating_point else "takes floating point activations only"
 
-    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
+    def path(
+        self, rows: int, scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype
+    ) -> str:
         """See ``base.Kernel``."""
         return "dequantize, then torch"
 

@@ -89,7 +89,8 @@ def choose(
                 why += "; " + "; ".join(f"{r.name} {r.reason}" for r in rejected)
             else:
                 why += f"; first in the order for {device.type}"
-            return KernelChoice(name, why, kernel.path(rows, scheme, shape), tuple(rejected))
+            path = kernel.path(rows, scheme, shape, dtype)
+            return KernelChoice(name, why, path, tuple(rejected))
         rejected.append(Rejection(name, reason))
     kind = str(dtype).removeprefix("torch.")
     what = f"{scheme}{'' if activation_bits is None else f'-a{activation_bits}'}"

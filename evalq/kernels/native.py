@@ -23,8 +23,8 @@ from evalq.errors import KernelError
 __all__ = ["SOURCES", "library", "why_not"]
 
 _FOLDER = Path(__file__).parent / "csrc"
-SOURCES = tuple(_FOLDER / name for name in ("lowbit.c", "decode.c", "tiles.c"))
-_HEADERS = (_FOLDER / "lowbit.h",)
+SOURCES = tuple(_FOLDER / name for name in ("lowbit.c", "pairs.c", "decode.c", "tiles.c"))
+_HEADERS = tuple(_FOLDER / name for name in ("lowbit.h", "panel.h", "vectors.h"))
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 _HINT = "Install a C compiler with OpenMP (gcc or clang), or set CC to one."
 
@@ -95,6 +95,9 @@ def _load() -> ctypes.CDLL | KernelError:
     loaded.evalq_tiles.argtypes = [pointer, pointer, number, number, *weight]
     loaded.evalq_tiles.restype = integer
     loaded.evalq_has_tiles.restype = integer
+    loaded.evalq_panels.argtypes = [pointer, pointer, number, number, *weight]
+    loaded.evalq_panels.restype = integer
+    loaded.evalq_has_pairs.restype = integer
     loaded.evalq_step.argtypes = [pointer] * 3 + [number, pointer, integer]
     loaded.evalq_step.restype = integer
     return loaded

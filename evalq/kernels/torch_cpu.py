@@ -68,7 +68,9 @@ class TorchInt4Kernel:
             return "needs columns in whole groups and rows in multiples of 16"
         return None
 
-    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
+    def path(
+        self, rows: int, scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype
+    ) -> str:
         """See ``base.Kernel``."""
         return "codes"
 
@@ -125,7 +127,9 @@ class TorchInt8Kernel:
             return "takes one scale a channel only"
         return None
 
-    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
+    def path(
+        self, rows: int, scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype
+    ) -> str:
         """See ``base.Kernel``."""
         return "codes"
 

@@ -92,7 +92,9 @@ class TritonKernel:
             return "needs compute capability 8.0 or later"
         return None
 
-    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
+    def path(
+        self, rows: int, scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype
+    ) -> str:
         """See ``base.Kernel``."""
         if rows <= _DECODE_ROWS:
             return "decode"

@@ -50,7 +50,9 @@ class Int8Kernel:
             return f"takes at most {_MOST_COLUMNS} columns"
         return None
 
-    def path(self, rows: int, scheme: WeightScheme, shape: tuple[int, int]) -> str:
+    def path(
+        self, rows: int, scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype
+    ) -> str:
         """See ``base.Kernel``."""
         return "int8 tiles"
 

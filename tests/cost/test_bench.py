@@ -74,10 +74,12 @@ def test_kernels_are_timed_beside_the_dense_product_and_their_peers() -> None:
 def test_peers_that_are_not_there_are_refused() -> None:
     with pytest.raises(PlanError, match="unknown peer"):
         bench_kernels([W4], [(64, 16)], (1,), against=("native4",))
-    with pytest.raises(MissingDependencyError, match="marlin"):
-        bench_kernels([W4], [(64, 16)], (1,), against=("marlin",))
-    with pytest.raises(KernelError, match="CUDA"):
-        bench_kernels([W4], [(64, 16)], (1,), against=("tinygemm",))
+    for name in ("gemlite", "marlin"):
+        with pytest.raises(KernelError, match=f"{name} runs on a CUDA device only"):
+            bench_kernels([W4], [(64, 16)], (1,), against=(name,))
+        with pytest.raises(MissingDependencyError, match=f"{name} is not installed") as caught:
+            bench_kernels([W4], [(64, 16)], (1,), against=(name,), device="cuda")
+        assert "pip install" in str(caught.value.hint)
     with pytest.raises(EvalqError, match="no kernel runs"):
         bench_kernels([W4], [(64, 16)], (1,), dtype=torch.float16)
 

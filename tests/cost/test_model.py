@@ -81,6 +81,10 @@ def test_70b_takes_140_gb_and_near_35_at_four_bits() -> None:
     # Codes of four bits, one 16-bit scale for 128 of them; embeddings, head and norms in 16 bits.
     assert four["weight_bytes"] == linear // 2 + linear // 128 * 2 + rest * 2
     assert linear / 2 == pytest.approx(34.2e9, rel=2e-3)
+    assert four["weight_parts"] == {
+        "codes": linear // 2, "scales": linear // 128 * 2, "dense": rest * 2
+    }  # fmt: skip
+    assert sum(found["weight_parts"].values()) == found["weight_parts"]["dense"] == 141_107_412_992
     # 8 heads of 128, keys and values, 80 layers, two bytes: 320 KiB a token.
     assert four["kv_bytes_a_user"] == 8192 * 80 * 2 * 8 * 128 * 2
     asymmetric = layout_of(LLAMA_70B).weight_bytes(WeightScheme(4, PerGroup(128), False))

@@ -148,36 +148,85 @@ def test_the_kernels_of_torch_refuse_scales_they_would_round() -> None:
         pack(make_weight(4, 64, False, (64, 256)), "cpu", torch.bfloat16, "torch-int4")
 
 
-@pytest.mark.skipif(not cpu.tiles(), reason="no AMX on this machine")
+MANY = [u for u in ("amx", "pairs") if u in cpu.bfloat16_units()]
+
+
+@pytest.mark.parametrize("unit", MANY)
 @pytest.mark.parametrize("shape", [(33, 129), (16, 64), (49, 640)])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
-def test_tiles_multiply_many_rows(bits: int, symmetric: bool, shape: tuple[int, int]) -> None:
+def test_many_rows_are_multiplied_as_a_dequantized_model_would(
+    bits: int, symmetric: bool, shape: tuple[int, int], unit: str
+) -> None:
     for group in (32, None):
         weight = make_weight(bits, group, symmetric, shape)
         packed = pack(weight, "cpu", torch.bfloat16, "native")
-        # A dequantized model rounds its weights to bfloat16, and so do the tiles.
+        # A dequantized model rounds its weights to bfloat16, and so do the panels.
         dense = dense64(weight).to(torch.bfloat16).double()
-        for rows in (25, 64, 257):
+        for rows in (1, 13, 25, 64, 257):
             x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows))
             x = x.to(torch.bfloat16)
-            result = quantized_matmul(x, packed)
+            result = cpu.NATIVE._multiply_bfloat16(x, packed, unit)
             expected = x.double() @ dense.T
             error = (result.double() - expected).norm() / expected.norm()
             assert error < 3e-3
-            assert torch.equal(result, quantized_matmul(x, packed))
+            assert torch.equal(result, cpu.NATIVE._multiply_bfloat16(x, packed, unit))
+            if rows < 6:
+                continue
             x[3, 5] = float("nan")
             x[4, 5] = float("inf")
-            broken = quantized_matmul(x, packed)
+            broken = cpu.NATIVE._multiply_bfloat16(x, packed, unit)
             assert broken[3].isnan().all()
             assert not broken[4].isfinite().any()
             assert torch.equal(broken[5:], result[5:])
 
 
-@pytest.mark.skipif(not cpu.tiles(), reason="no AMX on this machine")
-def test_without_tiles_panels_give_the_same() -> None:
+@pytest.mark.parametrize("unit", MANY)
+def test_panels_by_torch_give_the_same(unit: str) -> None:
     weight = make_weight(4, 32, False, (49, 640))
     packed = pack(weight, "cpu", torch.bfloat16, "native")
     x = torch.randn(70, 640, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     panels = cpu.NATIVE._multiply_panels(x, packed)
-    torch.testing.assert_close(quantized_matmul(x, packed), panels, rtol=2e-2, atol=2e-2)
+    ours = cpu.NATIVE._multiply_bfloat16(x, packed, unit)
+    torch.testing.assert_close(ours, panels, rtol=2e-2, atol=2e-2)
+
+
+def test_the_path_names_what_multiplies_in_each_dtype() -> None:
+    scheme = make_weight(4, 32, True, (16, 64)).scheme
+    paths = {
+        (dtype, rows): cpu.NATIVE.path(rows, scheme, (16, 64), dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+        for rows in (1, 300)
+    }
+    assert paths[torch.float32, 1] == "codes"
+    assert paths[torch.float32, 300] == "dequantize, then torch"
+    units = cpu.bfloat16_units()
+    assert ("AVX512-BF16" in paths[torch.bfloat16, 1]) == ("pairs" in units)
+    named = {"amx": "AMX", "pairs": "AVX512-BF16"}[units[0]] if units else "torch"
+    assert paths[torch.bfloat16, 300] == f"dequantize, then {named}"
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_codes_in_bfloat16_are_exact_to_the_result_s_rounding(bits: int, symmetric: bool) -> None:
+    weight = make_weight(bits, 32, symmetric, (40, 224), seed=bits)
+    packed = pack(weight, "cpu", torch.bfloat16, "native")
+    for rows in (1, 2, 4, 7):
+        x = activations(rows, 224, torch.bfloat16)
+        x[:, 5] = 300.0  # an outlier, beside which the rest has to keep its digits
+        exact = x.double() @ dense64(weight).T
+        result = quantized_matmul(x, packed).double()
+        # Half a unit of bfloat16's last place, and float32 sums.
+        assert ((result - exact).abs() <= exact.abs() * 2**-8 + 1e-3).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_row_that_is_not_finite_leaves_the_others_their_bits(bits: int) -> None:
+    packed = pack(make_weight(bits, 32, False, (40, 96)), "cpu", torch.bfloat16, "native")
+    x = activations(5, 96, torch.bfloat16)
+    clean = quantized_matmul(x, packed)
+    x[2, 7] = float("inf")
+    broken = quantized_matmul(x, packed)
+    others = [0, 1, 3, 4]
+    assert torch.equal(broken[others], clean[others])
+    assert not broken[2].isfinite().any()

@@ -80,6 +80,41 @@ def test_it_agrees_with_float64_over_the_grid(
         assert torch.equal(result, quantized_matmul(x, packed))
 
 
+ROWS = (1, 2, 3, 16, 17, 64, 257)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [32, 64, 128, 256, None])
+@pytest.mark.parametrize("bits", sorted(SETS))
+def test_every_number_of_rows_of_every_scheme(
+    bits: int, group: int | None, symmetric: bool, dtype: torch.dtype
+) -> None:
+    # Neither 37 nor 267 is a multiple of any tile.
+    weight = make_weight(bits, group, symmetric, (37, 267), seed=bits + 10, scales=dtype)
+    packed = pack(weight, DEVICE, dtype, "triton")
+    dense = dense64(weight)
+    for rows in ROWS:
+        x = activations(rows, 267, dtype, rows)
+        x[0] = 0
+        x[-1, 17] = 3e3  # an outlier; with one row it is all there is
+        result = quantized_matmul(x, packed)
+        assert relative_error(result, expected(x, dense)) < TOLERANCE[dtype]
+        assert torch.equal(result, quantized_matmul(x, packed))
+        if rows == 1:
+            continue
+        assert not result[0].any()
+        for value in (float("nan"), float("inf"), float("-inf")):
+            broken = x.clone()
+            broken[1, 131] = value
+            got = quantized_matmul(broken, packed)
+            wanted = expected(broken, dense)[1]
+            torch.testing.assert_close(got[1].double(), wanted, rtol=1e-2, atol=0, equal_nan=True)
+            assert torch.equal(got[0], result[0])
+            assert torch.equal(got[2:], result[2:])
+
+
 @pytest.mark.parametrize("rows", [1, 16, 17, 64, 257])
 def test_it_takes_any_number_of_rows(rows: int) -> None:
     weight = make_weight(4, 64, False, (70, 192), scales=torch.bfloat16)
@@ -121,10 +156,13 @@ def test_scales_that_the_activations_cannot_hold_are_kept_in_float32() -> None:
     assert relative_error(quantized_matmul(x, packed), expected(x, dense64(weight))) < 5e-4
 
 
+@pytest.mark.parametrize("bits", sorted(SETS))
 @pytest.mark.parametrize("rows", [1, 20])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_nan_and_infinity_reach_their_own_row_and_no_other(value: float, rows: int) -> None:
-    weight = make_weight(4, 64, False, (40, 200), scales=torch.bfloat16)
+def test_nan_and_infinity_reach_their_own_row_and_no_other(
+    value: float, rows: int, bits: int
+) -> None:
+    weight = make_weight(bits, 64, bits == 3, (40, 200), scales=torch.bfloat16)
     x = activations(rows + 1, 200, torch.bfloat16)
     x[0, 131] = value
     result = quantized_matmul(x, pack(weight, DEVICE, torch.bfloat16, "triton"))

@@ -1,16 +1,20 @@
 /* One decoding step of a plain decoder on a CPU: every layer in one call, on one team of threads.
 
    Activations and sums are float32 throughout; weights are dense (float32, bfloat16) or packed as in
-   lowbit.c; keys and values are kept in float32 or bfloat16. Threads take whole blocks of outputs
-   and whole heads, so a result does not depend on their number. */
+   lowbit.c; keys and values are kept in float32 or bfloat16. With a bfloat16 cache and AVX512-BF16
+   an activation meets packed weights as the sum of two bfloat16 numbers (pairs.c). Threads take
+   whole blocks of outputs and whole heads, so a result does not depend on their number. */
 
 #include <math.h>
 #include <omp.h>
 
-#include "lowbit.h"
+#include "vectors.h"
 
 #define CHUNK 8
 #define PAD(n) (((n) + 31) & ~(int64_t)31)
+/* Bytes between a load of dense weights and the prefetch beside it: one core then reads about twice
+   as fast as the hardware's own prefetching lets it. */
+#define AHEAD 8192
 
 enum { PACKED = 2 };
 
@@ -42,51 +46,15 @@ typedef struct {
 typedef struct {
     float *h, *q, *k, *v, *attended, *inner; /* shared, [rows][...] */
     float *x, *scores; /* of this thread */
-    int64_t ldh, lda, ldi, ldq, ldkv;
+    int64_t ldh, lda, ldi, ldq, ldkv, rows;
     int thread, threads;
+    /* What the products read now, and by stored bits (2, 4, 8) its pairs where `ready` says so. */
+    const float *input;
+    int64_t ld, ldp;     /* ldp pairs a row: hi, then as many lo */
+    uint32_t *pairs;     /* [3][rows][2 * ldp], or NULL where float32 meets packed weights */
+    uint8_t *finite;     /* [3][rows] */
+    int ready;
 } Work;
-
-INLINE vf load(const void *data, int kind) {
-    vf value;
-    if (kind == F32) {
-        memcpy(&value, data, 64);
-        return value;
-    }
-    vh half;
-    memcpy(&half, data, 32);
-    return (vf)(__builtin_convertvector(half, vu) << 16);
-}
-
-INLINE float load_one(const void *data, int64_t at, int kind) {
-    return kind == F32 ? ((const float *)data)[at] : widen(((const uint16_t *)data)[at]);
-}
-
-INLINE float sum(vf value) {
-    float total = 0;
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) value[i] += value[i + width];
-    total = value[0];
-    return total;
-}
-
-/* Lanes of a where the comparison holds, else of b. */
-#define pick(mask, a, b) ((vf)(((vu)(mask) & (vu)(a)) | (~(vu)(mask) & (vu)(b))))
-
-/* e^x to 2e-7 for x in [-87, 88]; beyond, that of the bound. NaN stays NaN. */
-INLINE vf exponential(vf x) {
-    x = pick(x < -87.0f, splat(-87.0f), x);
-    x = pick(x > 88.0f, splat(88.0f), x);
-    const vf shifted = x * 1.44269504f + 12582912.0f;
-    const vf n = shifted - 12582912.0f;
-    const vf r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vf p = r * (1.0f / 720) + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * (vf)(((vu)shifted << 23) + 0x3f800000u);
-}
 
 INLINE void dense_block(const Matrix *m, int64_t first, int kept, const float *x, int64_t ldx,
                         float *out, const int KIND, const int ROWS, const int WIDE) {
@@ -104,6 +72,7 @@ INLINE void dense_block(const Matrix *m, int64_t first, int kept, const float *x
 #pragma GCC unroll 4
             for (int u = 0; u < WIDE; u++) {
                 const vf w = load(rows[u] + i * size, KIND);
+                __builtin_prefetch(rows[u] + i * size + AHEAD);
 #pragma GCC unroll 8
                 for (int r = 0; r < ROWS; r++) part[r][u] += w * load(x + r * ldx + i, F32);
             }
@@ -117,16 +86,56 @@ INLINE void dense_block(const Matrix *m, int64_t first, int kept, const float *x
     }
 }
 
-/* Block `block` of 16 outputs for up to 8 rows, into out [8][16]; returns how many rows. */
-static int product(const Matrix *m, int64_t block, const float *x, int64_t ldx, int64_t rows,
-                   float *out) {
+/* What the next products read: x [rows][ld], which no product writes. */
+static void begin(Work *w, const float *x, int64_t ld) {
+    w->input = x;
+    w->ld = ld;
+    w->ready = 0;
+}
+
+/* Pairs of the input for words of so many bits, [rows][2 * ldp], and which rows are finite. */
+static const uint32_t *pairs_of(Work *w, const Matrix *m, const uint8_t **finite) {
+    const int slot = m->bits == 2 ? 0 : m->bits == 4 ? 1 : 2;
+    uint32_t *pairs = w->pairs + slot * w->rows * 2 * w->ldp;
+    uint8_t *good = w->finite + slot * w->rows;
+    if (!(w->ready >> slot & 1)) {
+        for (int64_t r = 0; r < w->rows; r++) {
+            uint32_t *hi = pairs + r * 2 * w->ldp;
+            good[r] =
+                (uint8_t)evalq_pairs(w->input + r * w->ld, F32, m->in, m->bits, hi, hi + w->ldp);
+        }
+        w->ready |= 1 << slot;
+    }
+    *finite = good;
+    return pairs;
+}
+
+/* The product over pairs; a row that is not finite goes the long way, and changes no other. */
+static void product_of_pairs(const Matrix *m, const Weight *weight, int64_t block, Work *w, int64_t r,
+                             int size, vf *out) {
+    const uint8_t *finite;
+    const uint32_t *hi = pairs_of(w, m, &finite) + r * 2 * w->ldp;
+    const int shared = m->zeros == NULL;
+    evalq_dot(m->bits, shared, 1, size)(weight, block, hi, hi + w->ldp, 2 * w->ldp, out);
+    for (int64_t i = 0; i < (1 << size); i++)
+        if (!finite[r + i])
+            evalq_kernel(m->bits, shared, 0)(weight, block, w->input + (r + i) * w->ld, w->ld,
+                                             out + i);
+}
+
+/* Block `block` of 16 outputs for up to 8 rows of the input from row r on, into out [8][16]; returns
+   how many rows. */
+static int product(const Matrix *m, int64_t block, Work *w, int64_t r, float *out) {
+    const int64_t rows = w->rows - r, ldx = w->ld;
+    const float *x = w->input + r * ldx;
     const int size = rows >= 8 ? 3 : rows >= 4 ? 2 : rows >= 2 ? 1 : 0;
     const int64_t first = block * LANES;
     const int kept = m->out - first < LANES ? (int)(m->out - first) : LANES;
     if (m->kind == PACKED) {
-        const Weight w = describe(m->data, m->scales, m->zeros, m->zero, m->out, m->columns,
-                                  m->groups, m->group_words);
-        evalq_kernel(m->bits, m->zeros == NULL, size)(&w, block, x, ldx, (vf *)out);
+        const Weight weight = describe(m->data, m->scales, m->zeros, m->zero, m->out, m->columns,
+                                       m->groups, m->group_words);
+        if (w->pairs != NULL) product_of_pairs(m, &weight, block, w, r, size, (vf *)out);
+        else evalq_kernel(m->bits, m->zeros == NULL, size)(&weight, block, x, ldx, (vf *)out);
     } else {
 #define DENSE(K)                                                          \
     if (size == 0) dense_block(m, first, kept, x, ldx, out, K, 1, 4);     \
@@ -148,14 +157,13 @@ static int64_t blocks(const Matrix *m) { return (m->out + LANES - 1) / LANES; }
     for (int64_t i = (total) * w->thread / w->threads,                        \
                  i##_end = (total) * (w->thread + 1) / w->threads; i < i##_end; i++)
 
-/* out[rows][ldo] = (or +=) x @ m.T, this block only. */
-static void store_block(const Matrix *m, int64_t block, const float *x, int64_t ldx, int64_t rows,
-                        float *out, int64_t ldo, int add) {
+/* out[rows][ldo] = (or +=) input @ m.T, this block only. */
+static void store_block(const Matrix *m, int64_t block, Work *w, float *out, int64_t ldo, int add) {
     float part[CHUNK * LANES] __attribute__((aligned(64)));
     const int64_t first = block * LANES;
     const int kept = m->out - first < LANES ? (int)(m->out - first) : LANES;
-    for (int64_t r = 0; r < rows;) {
-        const int done = product(m, block, x + r * ldx, ldx, rows - r, part);
+    for (int64_t r = 0; r < w->rows;) {
+        const int done = product(m, block, w, r, part);
         for (int i = 0; i < done; i++)
             for (int l = 0; l < kept; l++) {
                 float *to = out + (r + i) * ldo + first + l;
@@ -174,9 +182,10 @@ static void normalize(const float *x, const float *weight, float *out, int64_t s
     for (int64_t i = 0; i < size; i++) out[i] = weight[i] * (x[i] * scale);
 }
 
-static void normalize_rows(const Model *m, const float *weight, int64_t rows, const Work *w) {
-    for (int64_t r = 0; r < rows; r++)
+static void normalize_rows(const Model *m, const float *weight, Work *w) {
+    for (int64_t r = 0; r < w->rows; r++)
         normalize(w->h + r * w->ldh, weight, w->x + r * w->ldh, m->hidden, m->epsilon);
+    begin(w, w->x, w->ldh);
 }
 
 /* A head's query or key: normalized, turned to its position. */
@@ -243,8 +252,13 @@ INLINE void attend_as(const Model *m, const Layer *layer, int64_t row, int64_t h
     float *out = w->attended + row * w->lda + head * size;
     for (int64_t i = 0; i < size; i += LANES) {
         vf part[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
-        for (int64_t j = 0; j < position; j++)
-            part[j & 3] += load(values + (j * size + i) * bytes, KIND) * w->scores[j];
+        int64_t j = 0;
+        for (; j + 4 <= position; j += 4)
+#pragma GCC unroll 4
+            for (int u = 0; u < 4; u++)
+                part[u] += load(values + ((j + u) * size + i) * bytes, KIND) * w->scores[j + u];
+        for (; j < position; j++)
+            part[0] += load(values + (j * size + i) * bytes, KIND) * w->scores[j];
         vf mixed = (part[0] + part[1]) + (part[2] + part[3]);
         mixed = (mixed + load(value + i, F32) * w->scores[position]) * inverse;
         memcpy(out + i, &mixed, 64);
@@ -258,16 +272,15 @@ static void attend(const Model *m, const Layer *layer, int64_t row, int64_t head
 }
 
 /* Gate and up of one block, and silu(gate) * up. */
-static void gate_block(const Layer *layer, int64_t block, int64_t rows, const Work *w) {
+static void gate_block(const Layer *layer, int64_t block, Work *w) {
     float gate[CHUNK * LANES] __attribute__((aligned(64)));
     float up[CHUNK * LANES] __attribute__((aligned(64)));
     const int64_t first = block * LANES;
     const int64_t left = layer->gate.out - first;
     const int kept = left < LANES ? (int)left : LANES;
-    for (int64_t r = 0; r < rows;) {
-        const float *x = w->x + r * w->ldh;
-        const int done = product(&layer->gate, block, x, w->ldh, rows - r, gate);
-        product(&layer->up, block, x, w->ldh, rows - r, up);
+    for (int64_t r = 0; r < w->rows;) {
+        const int done = product(&layer->gate, block, w, r, gate);
+        product(&layer->up, block, w, r, up);
         for (int i = 0; i < done; i++) {
             vf g = load(gate + i * LANES, F32), u = load(up + i * LANES, F32);
             g = g * (1.0f / (1.0f + exponential(-g))) * u;
@@ -277,44 +290,42 @@ static void gate_block(const Layer *layer, int64_t block, int64_t rows, const Wo
     }
 }
 
-static void run_layer(const Model *m, const Layer *layer, const int64_t *positions, int64_t rows,
-                      const Work *w) {
-    normalize_rows(m, layer->attention_norm, rows, w);
+static void run_layer(const Model *m, const Layer *layer, const int64_t *positions, Work *w) {
+    normalize_rows(m, layer->attention_norm, w);
     const int64_t nq = blocks(&layer->q), nk = blocks(&layer->k), nv = blocks(&layer->v);
     SHARE(b, nq + nk + nv) {
-        if (b < nq) store_block(&layer->q, b, w->x, w->ldh, rows, w->q, w->ldq, 0);
-        else if (b < nq + nk) store_block(&layer->k, b - nq, w->x, w->ldh, rows, w->k, w->ldkv, 0);
-        else store_block(&layer->v, b - nq - nk, w->x, w->ldh, rows, w->v, w->ldkv, 0);
+        if (b < nq) store_block(&layer->q, b, w, w->q, w->ldq, 0);
+        else if (b < nq + nk) store_block(&layer->k, b - nq, w, w->k, w->ldkv, 0);
+        else store_block(&layer->v, b - nq - nk, w, w->v, w->ldkv, 0);
     }
 #pragma omp barrier
-    SHARE(unit, rows * m->heads) {
+    SHARE(unit, w->rows * m->heads) {
         const int64_t row = unit / m->heads;
         attend(m, layer, row, unit % m->heads, positions[row], w);
     }
 #pragma omp barrier
-    SHARE(b, blocks(&layer->o))
-        store_block(&layer->o, b, w->attended, w->lda, rows, w->h, w->ldh, 1);
+    begin(w, w->attended, w->lda);
+    SHARE(b, blocks(&layer->o)) store_block(&layer->o, b, w, w->h, w->ldh, 1);
 #pragma omp barrier
-    normalize_rows(m, layer->feed_forward_norm, rows, w);
-    SHARE(b, blocks(&layer->gate)) gate_block(layer, b, rows, w);
+    normalize_rows(m, layer->feed_forward_norm, w);
+    SHARE(b, blocks(&layer->gate)) gate_block(layer, b, w);
 #pragma omp barrier
-    SHARE(b, blocks(&layer->down))
-        store_block(&layer->down, b, w->inner, w->ldi, rows, w->h, w->ldh, 1);
+    begin(w, w->inner, w->ldi);
+    SHARE(b, blocks(&layer->down)) store_block(&layer->down, b, w, w->h, w->ldh, 1);
 #pragma omp barrier
 }
 
-static void run_step(const Model *m, const int64_t *tokens, const int64_t *positions, int64_t rows,
-                     float *logits, const Work *w) {
+static void run_step(const Model *m, const int64_t *tokens, const int64_t *positions, float *logits,
+                     Work *w) {
     if (w->thread == 0)
-        for (int64_t r = 0; r < rows; r++)
+        for (int64_t r = 0; r < w->rows; r++)
             for (int64_t i = 0; i < m->hidden; i++)
                 w->h[r * w->ldh + i] =
                     load_one(m->embedding, tokens[r] * m->hidden + i, m->embedding_kind);
 #pragma omp barrier
-    for (int64_t i = 0; i < m->count; i++) run_layer(m, m->layers + i, positions, rows, w);
-    normalize_rows(m, m->norm, rows, w);
-    SHARE(b, blocks(&m->head))
-        store_block(&m->head, b, w->x, w->ldh, rows, logits, m->head.out, 0);
+    for (int64_t i = 0; i < m->count; i++) run_layer(m, m->layers + i, positions, w);
+    normalize_rows(m, m->norm, w);
+    SHARE(b, blocks(&m->head)) store_block(&m->head, b, w, logits, m->head.out, 0);
 }
 
 /* Reads tokens[r] at positions[r] into row r of the caches, and gives the logits [rows][vocabulary]
@@ -324,14 +335,18 @@ int evalq_step(const Model *m, const int64_t *tokens, const int64_t *positions, 
     const int64_t ldh = PAD(m->hidden), lda = PAD(m->heads * m->head_dim), ldi = PAD(m->inner);
     const int64_t ldkv = PAD(m->kv_heads * m->head_dim);
     const int64_t shared = rows * (ldh + 2 * lda + 2 * ldkv + ldi);
-    const int64_t own = rows * ldh + PAD(m->length + LANES);
+    const int paired = m->cache_kind == BF16 && evalq_has_pairs();
+    int64_t widest = ldh > lda ? ldh : lda;
+    if (ldi > widest) widest = ldi;
+    const int64_t split = paired ? 3 * rows * widest + PAD(rows) : 0;
+    const int64_t own = rows * ldh + PAD(m->length + LANES) + split;
     float *memory = aligned_alloc(64, sizeof(float) * (size_t)PAD(shared + threads * own));
     if (memory == NULL) return 1;
     /* The tails of padded rows meet codes of 0 and have to be numbers. */
     memset(memory, 0, sizeof(float) * (size_t)(shared + threads * own));
 #pragma omp parallel num_threads(threads)
     {
-        Work w = {.ldh = ldh, .lda = lda, .ldi = ldi, .ldq = lda, .ldkv = ldkv};
+        Work w = {.ldh = ldh, .lda = lda, .ldi = ldi, .ldq = lda, .ldkv = ldkv, .rows = rows};
         w.h = memory;
         w.q = w.h + rows * ldh;
         w.k = w.q + rows * lda;
@@ -342,7 +357,12 @@ int evalq_step(const Model *m, const int64_t *tokens, const int64_t *positions, 
         w.threads = omp_get_num_threads();
         w.x = memory + shared + w.thread * own;
         w.scores = w.x + rows * ldh;
-        run_step(m, tokens, positions, rows, logits, &w);
+        if (paired) {
+            w.ldp = widest / 2;
+            w.pairs = (uint32_t *)(w.scores + PAD(m->length + LANES));
+            w.finite = (uint8_t *)(w.pairs + 3 * rows * widest);
+        }
+        run_step(m, tokens, positions, logits, &w);
     }
     free(memory);
     return 0;

@@ -16,6 +16,7 @@
 
 typedef float vf __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint16_t vh __attribute__((vector_size(32)));
 
 enum { F32 = 0, BF16 = 1 };
@@ -40,7 +41,7 @@ INLINE uint16_t narrow(float value) {
 
 typedef struct {
     const uint32_t *words;  /* [blocks][columns][16] */
-    const float *scales;    /* [groups][16 * blocks] */
+    const float *scales;    /* [blocks][groups][16] */
     const float *zeros;     /* the same, or NULL where every zero is `zero` */
     float zero;
     int64_t blocks, columns, groups, group_words, rows_out;
@@ -48,6 +49,20 @@ typedef struct {
 
 /* Sums of one block of 16 output rows over 1, 2, 4 or 8 rows of x. */
 typedef void (*Multiply)(const Weight *, int64_t, const float *, int64_t, vf *);
+
+/* The same over pairs of bfloat16 activations (pairs.c), rows `ld` pairs apart: hi, and lo as well
+   where each activation is the sum of two. */
+typedef void (*Dot)(const Weight *, int64_t, const uint32_t *hi, const uint32_t *lo, int64_t ld,
+                    vf *);
+
+/* As evalq_kernel, and whether activations are split in two; NULL without AVX512-BF16. */
+Dot evalq_dot(int bits, int shared, int split, int size);
+
+/* Pairs of one row of x for words of so many bits, into room for `inputs` rounded up to 16 halves;
+   lo may be NULL. 1 where every activation is finite, else 0, and the pairs are of no use. */
+int evalq_pairs(const void *x, int kind, int64_t inputs, int bits, uint32_t *hi, uint32_t *lo);
+
+int evalq_has_pairs(void);
 
 /* By stored bits (2, 4, 8), whether all zeros are one, and the binary logarithm of the rows. */
 Multiply evalq_kernel(int bits, int shared, int size);
