@@ -6,9 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from evalq.cost.measure import prompt_tokens, synchronize, weight_bytes
+from evalq.cost.measure import extra_memory, prompt_tokens, synchronize, weight_bytes
 from evalq.errors import PlanError
 from evalq.progress import NullProgress, Progress
 
@@ -47,7 +48,8 @@ class _Samples:
 
 def _once(
     subject: Subject, prompt: torch.Tensor, decode: int, clock: Callable[[], float]
-) -> tuple[float, float, Any]:
+) -> tuple[float, float, str, str]:
+    """Seconds of a prefill and of the decoding after it; the loop that ran, and why."""
     import torch
 
     from evalq.models.lean.runner import make_runner
@@ -65,23 +67,7 @@ def _once(
         for _ in range(decode):
             token = runner.step(token).argmax(-1)
         synchronize(device)
-        return filled - began, clock() - filled, runner
-
-
-def _peak(subject: Subject, prompt: torch.Tensor, decode: int) -> int:
-    """Bytes of the weights and of the cache; on CUDA the allocator's own peak."""
-    import torch
-
-    model = subject.model
-    if model.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(model.device))
-    text = model.module.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    size = torch.finfo(model.dtype).bits // 8
-    tokens = prompt.shape[0] * (prompt.shape[1] + decode)
-    cache = 2 * int(text.num_hidden_layers) * int(heads) * int(width) * size * tokens
-    return weight_bytes(model.module) + cache
+        return filled - began, clock() - filled, runner.loop, runner.why
 
 
 def bench_engine(
@@ -99,7 +85,8 @@ def bench_engine(
         subjects: the first is the baseline of the ratios.
         batches: rows at once.
         prefill, decode: tokens read and generated, each row.
-        repeats: of which medians are taken; one more goes before, untimed.
+        repeats: of which medians are taken; one more goes before, untimed, and its peak memory
+            is measured.
         clock: a key of ``CLOCKS``.
         progress: told of each timing.
 
@@ -121,16 +108,15 @@ def bench_engine(
         for repeat in range(repeats + 1):
             for subject in subjects:
                 prompt = prompt_tokens(subject.model, batch, prefill)
-                first, rest, runner = _once(subject, prompt, decode, CLOCKS[clock])
-                progress.advance()
-                samples = found[subject.label]
-                samples.loop, samples.why = runner.loop, runner.why
+                samples, model = found[subject.label], subject.model
+                turn = partial(_once, subject, prompt, decode, CLOCKS[clock])
                 if repeat:
+                    first, rest, samples.loop, samples.why = turn()
                     samples.prefill.append(first)
                     samples.decode.append(rest)
                 else:
-                    samples.peak = _peak(subject, prompt, decode)
-                del runner
+                    samples.peak = weight_bytes(model.module) + extra_memory(model.device, turn)
+                progress.advance()
         rows += [_row(s, found[s.label], batch, prefill, decode) for s in subjects]
     return ratios(rows)
 

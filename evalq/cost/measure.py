@@ -27,6 +27,7 @@ __all__ = [
     "Candidate",
     "Costs",
     "Timing",
+    "extra_memory",
     "measure_costs",
     "peak_memory",
     "prompt_tokens",
@@ -135,29 +136,43 @@ def weight_bytes(module: Any) -> int:
     return sum(seen.values())
 
 
-def peak_memory(model: LoadedModel, plan: CostPlan) -> int:
-    """Highest memory in bytes of a prefill and one decoded token, weights included.
+def extra_memory(device: torch.device, run: Callable[[], object]) -> int:
+    """Highest memory in bytes that a call takes beyond what is held before it.
 
-    On CUDA what the allocator reports; on a CPU the weights' storage plus the highest sum of live
-    allocations that torch's profiler sees during the pass.
+    On CUDA what the allocator reports; on a CPU the highest sum of live allocations that torch's
+    profiler sees (compiled code's own scratch is not among them).
     """
     import torch
 
-    prompt = prompt_tokens(model, plan.batch, plan.prefill_tokens)
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-        _forward(model, prompt, 1)
-        return int(torch.cuda.max_memory_allocated(model.device))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = int(torch.cuda.memory_allocated(device))
+        run()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device)) - held
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _forward(model, prompt, 1)
+        run()
     live = highest = 0
     events = profiler.profiler.kineto_results.events()
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         live += event.nbytes()
         highest = max(highest, live)
-    return weight_bytes(model.module) + highest
+    return highest
+
+
+def peak_memory(model: LoadedModel, plan: CostPlan) -> int:
+    """Highest memory in bytes of a prefill and one decoded token, weights included.
+
+    The weights are counted, and the pass measured beside them: other models that are held at the
+    same time are no part of it.
+    """
+    prompt = prompt_tokens(model, plan.batch, plan.prefill_tokens)
+    return weight_bytes(model.module) + extra_memory(
+        model.device, lambda: _forward(model, prompt, 1)
+    )
 
 
 def _groups(

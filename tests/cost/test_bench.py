@@ -45,8 +45,9 @@ def test_an_engine_is_timed_in_every_loop_and_batch() -> None:
     weights = sum(tensor.numel() * 4 for tensor in held)
     for row in rows:
         assert row["prefill_tokens_per_second"] == row["batch"] * 8 / row["first_token_seconds"]
-        # 8 layers, 4 heads of 32, keys and values in float32, ten tokens a row.
-        assert row["memory_bytes"] == weights + row["batch"] * 10 * 8 * 4 * 32 * 2 * 4
+        # 8 layers, 4 heads of 32, keys and values in float32, ten tokens a row; and activations.
+        cache = row["batch"] * 10 * 8 * 4 * 32 * 2 * 4
+        assert weights + cache < row["memory_bytes"] < weights + 3 * cache + 2**20
     with pytest.raises(PlanError, match="clock"):
         bench_engine(subjects, (1,), 8, 2, 1, clock="sun")
     with pytest.raises(PlanError, match="nothing to time"):

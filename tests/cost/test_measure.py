@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evalq.cost import Candidate, measure_costs, peak_memory, time_model
+from evalq.cost.measure import extra_memory
 from evalq.plan import CostPlan
 
 PLAN = CostPlan(repeats=2, prefill_tokens=32, decode_tokens=4)
@@ -89,3 +90,26 @@ def test_the_parent_is_timed_in_every_group(budget: int, groups: list[list[str]]
     assert first.dtype == "float32"
     assert first.prefill_tokens_per_second > 0
     assert first.decode_tokens_per_second > 0
+
+
+def test_on_cuda_other_models_in_memory_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"now": 900, "peak": 5000}
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["peak"])
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: held.update(peak=held["now"])
+    )
+    run = lambda: held.update(peak=held["now"] + 70)  # noqa: E731
+    assert extra_memory(torch.device("cuda"), run) == 70
+
+
+def test_on_a_cpu_the_highest_sum_of_live_allocations_counts() -> None:
+    def run() -> None:
+        a = torch.empty(1000, dtype=torch.float32)
+        del a
+        b = torch.empty(1500, dtype=torch.float32)
+        c = b.clone()
+        del b, c
+
+    assert 2 * 6000 <= extra_memory(torch.device("cpu"), run) < 2 * 6000 + 1000
