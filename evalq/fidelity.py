@@ -68,7 +68,12 @@ class ParentPass:
 
 
 def cut_windows(
-    source: TextSource, tokenizer: Any, length: int, count: int, named: bool = False
+    source: TextSource,
+    tokenizer: Any,
+    length: int,
+    count: int,
+    named: bool = False,
+    ends: bool = False,
 ) -> list[Window]:
     """At most ``count`` windows of at most ``length`` tokens, cut in the documents' order.
 
@@ -81,6 +86,8 @@ def cut_windows(
         length, count: of the windows.
         named: windows carry the source's name; where it is a single document, each window counts
             as one for the intervals, which would else have nothing to be taken over.
+        ends: one window a document, its last ``length`` tokens: before an item's own question come
+            examples that all items share.
 
     Raises:
         TaskError: no window is left.
@@ -89,7 +96,7 @@ def cut_windows(
     whole = named and len(source.documents) == 1
     for doc in source.documents:
         ids = tokenizer(doc.text)["input_ids"]
-        for start in range(0, len(ids), length):
+        for start in (max(0, len(ids) - length),) if ends else range(0, len(ids), length):
             part = tuple(int(i) for i in ids[start : start + length])
             if len(part) >= 2:
                 own = f"{doc.document}@{start}" if whole else doc.document

@@ -211,12 +211,14 @@ class TextPlan(_Section):
 class FidelityPlan(_Section):
     """Held-out text that distributions are compared on; ``source`` as for calibration.
 
-    ``texts`` are the user's own beside it, each of at most ``windows`` windows too.
+    ``texts`` are the user's own beside it, each of at most ``windows`` windows too; ``tasks`` adds
+    what is evaluated itself, prompts with their targets, slice by slice.
     """
 
     enabled: bool = True
     source: str = "auto"
     texts: tuple[TextPlan, ...] = ()
+    tasks: bool = False
     windows: int = Field(96, ge=1)
     length: int = Field(512, ge=8)
 
@@ -400,8 +402,9 @@ class Plan(_Section):
         with endpoints do not count. Settings that came later count only where they are set."""
         data = self.model_dump(mode="json", exclude={"out", "name", "allow_code"})
         del data["cost"]["price_per_hour"]
-        if not self.fidelity.texts:
-            del data["fidelity"]["texts"]
+        for name in ("texts", "tasks"):
+            if not data["fidelity"][name]:
+                del data["fidelity"][name]
         if not self.adaptive.enabled:
             del data["adaptive"]
         for variant, plan in zip(data["variants"], self.variants, strict=True):

@@ -15,13 +15,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from evalq.errors import TaskError
 from evalq.plan import TextPlan
 from evalq.schema import content_hash
 
-__all__ = ["Document", "TextSource", "named_text", "read_documents", "resolve_text"]
+if TYPE_CHECKING:
+    from evalq.tasks.bridge import BuiltTask
+
+__all__ = ["Document", "TextSource", "named_text", "read_documents", "resolve_text", "task_text"]
 
 Purpose = Literal["calibration", "fidelity"]
 
@@ -117,6 +120,19 @@ def named_text(plan: TextPlan) -> TextSource:
         for d in read_documents(Path(plan.file))
     )
     return TextSource(plan.label, documents)
+
+
+def task_text(tasks: Sequence[BuiltTask]) -> TextSource:
+    """What a run evaluates, as text: every item's prompt with its target, in the item's slice.
+
+    Items of one cluster are one document to the intervals, as they are to those of the scores.
+    """
+    documents = [
+        Document(f"{item.prompt}{task.delimiter}{item.target}", item.cluster, item.slice)
+        for task in tasks
+        for item in task.items
+    ]
+    return TextSource("tasks", tuple(documents))
 
 
 def _python_reference(purpose: Purpose) -> TextSource:

@@ -81,6 +81,13 @@ def command(
             "repeat it."
         ),
     ] = None,
+    task_text: Annotated[
+        bool,
+        typer.Option(
+            "--task-text",
+            help="Compare distributions on what is evaluated, too: prompts with their targets.",
+        ),
+    ] = False,
     allow_code: Annotated[
         bool,
         typer.Option(
@@ -147,6 +154,7 @@ def command(
         "calibration.source": calibration,
         "calibration.allow_overlap": allow_overlap or None,
         "fidelity.texts": [parse_text(value) for value in text or []],
+        "fidelity.tasks": task_text or None,
         "allow_code": allow_code or None,
         "adaptive.enabled": adaptive or None,
         "adaptive.margin_pp": margin_pp,

@@ -33,7 +33,7 @@ class Inputs:
         text: that distributions are compared on, or ``None``.
         windows: of that text, then of ``texts``.
         given: artifacts that the user ships already, by label.
-        texts: the user's own, beside ``text``.
+        texts: the user's own and what is evaluated, beside ``text``.
     """
 
     calibration: Calibration | None
@@ -82,7 +82,7 @@ def read_inputs(plan: Plan, parent: LoadedModel | None, tasks: Sequence[BuiltTas
             directory that is no artifact.
     """
     from evalq.quantize.config import METHODS
-    from evalq.texts import named_text, resolve_text
+    from evalq.texts import named_text, resolve_text, task_text
 
     given = {v.label: open_variant(Path(v.artifact)) for v in plan.variants if v.artifact}
     calibration = text = None
@@ -105,13 +105,17 @@ def read_inputs(plan: Plan, parent: LoadedModel | None, tasks: Sequence[BuiltTas
         size = (plan.fidelity.length, plan.fidelity.windows)
         windows = cut_windows(text, parent.tokenizer, *size)
         texts = tuple(named_text(own) for own in plan.fidelity.texts)
+        own_text = (task_text(tasks),) if plan.fidelity.tasks else ()
         for source in texts:
-            if source.name == text.name:
+            if source.name in (text.name, *(t.name for t in own_text)):
                 raise PlanError(
-                    f"a text is named {source.name!r}, as the held-out text is",
+                    f"a text is named {source.name!r}, as another one is",
                     hint="Give it another name: --text NAME=FILE.",
                 )
             windows += cut_windows(source, parent.tokenizer, *size, named=True)
+        for source in own_text:
+            windows += cut_windows(source, parent.tokenizer, *size, named=True, ends=True)
+        texts += own_text
     return Inputs(calibration, text, windows, given, texts)
 
 

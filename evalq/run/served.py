@@ -31,11 +31,12 @@ def check_served_plan(plan: Plan) -> None:
     Raises:
         PlanError: names the variant or the text.
     """
-    if plan.fidelity.texts and not without_local_measures(plan).fidelity.enabled:
+    asked = [text.label for text in plan.fidelity.texts] + ["tasks"] * plan.fidelity.tasks
+    if asked and not without_local_measures(plan).fidelity.enabled:
         why = "the parent and a variant have to be local" if plan.served else "fidelity is off"
         raise PlanError(
-            f"distributions cannot be compared on the text {plan.fidelity.texts[0].label!r}: {why}",
-            hint="Leave --text (fidelity.texts) out.",
+            f"distributions cannot be compared on the text {asked[0]!r}: {why}",
+            hint="Leave --text and --task-text (fidelity.texts, fidelity.tasks) out.",
         )
     if plan.parent_endpoint is None:
         return

@@ -72,6 +72,11 @@ class BuiltTask:
     task: Any = field(repr=False)
 
     @property
+    def delimiter(self) -> str:
+        """What lm-eval puts between a prompt and its target."""
+        return str(self.task.config.target_delimiter)
+
+    @property
     def doc_hashes(self) -> frozenset[str]:
         """Hashes of the documents that are evaluated, to tell calibration text from test items."""
         return frozenset(item.doc_hash for item in self.items)

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from evalq.compare import fidelity_by_text, load_run
 from evalq.errors import PlanError
+from evalq.models.load import load_artifact, load_parent
 from evalq.report.render import render
 from evalq.run import resolve_plan, run_plan
+from evalq.tasks.bridge import build
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -78,3 +81,36 @@ def test_prose_of_the_users(plan_data: dict[str, Any], tmp_path: Path) -> None:
     texts = summary["variants"][1]["fidelity"]["texts"]
     assert [(t["text"], t["slice"]) for t in texts] == [(HOSTILE, "prose/sw"), ("many", "prose")]
     assert texts[0]["noise_floor"]["kl_mean"] < texts[0]["kl_mean"]
+
+
+def test_what_is_evaluated_is_a_text_slice_by_slice(plan_data: dict[str, Any]) -> None:
+    plan_data["variants"] = plan_data["variants"][:1]
+    plan_data["cost"] = {"enabled": False}
+    plan_data["fidelity"] |= {"tasks": True, "length": 96}
+    plan = resolve_plan(plan_data)
+    plain = resolve_plan({**plan_data, "fidelity": {**plan_data["fidelity"], "tasks": False}})
+    assert plan.hash != plain.hash
+    run = load_run(run_plan(plan))
+    items = run.items[run.items["variant"] == "parent"]
+    frame = run.fidelity[run.fidelity["text"] == "tasks"]
+    assert set(frame["slice"]) == set(items["slice"])
+    assert set(frame["document"]) <= set(items["cluster"])
+    found = fidelity_by_text(run)
+    assert {s for t, s in found if t == "tasks"} == set(items["slice"])
+    # One item by transformers itself, in float64.
+    label = run.variants[1]
+    item = items[items["prompt"].str.len() < 60].iloc[0]
+    own = frame[(frame["variant"] == label) & (frame["document"] == item["cluster"])]
+    parent = load_parent(plan.parent, plan.engine)
+    path = next(v["path"] for v in run.info["variants"] if v["name"] == label)
+    variant = load_artifact(Path(path), plan.engine)
+    delimiter = {b.name: b.delimiter for b in build(plan.suites, plan.workloads)}[item["task"]]
+    ids = parent.tokenizer(item["prompt"] + delimiter + item["target"])["input_ids"][-96:]
+    with torch.inference_mode():
+        p, q = (
+            m.module.double()(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            for m in (parent, variant)
+        )
+    kl = (p.exp() * (p - q)).sum(-1)
+    assert len(own) == len(ids) - 1
+    assert own["kl"].mean() == pytest.approx(float(kl.mean()), rel=1e-3, abs=1e-7)
