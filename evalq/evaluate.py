@@ -105,7 +105,7 @@ def answer_all(
     keys = request_keys(requests, engine, model_hash) if keys is None else keys
     found = journal.get(keys)
     progress.start(f"evaluate {label}".strip(), len(requests), "requests")
-    tokens, began = 0, time.perf_counter()
+    asked, tokens, began = 0, 0, time.perf_counter()
     for batch in engine.plan(requests):
         missing = [i for i in batch if keys[i] not in found]
         for indices, answers in _asked(engine, requests, batch, missing):
@@ -113,8 +113,10 @@ def answer_all(
             journal.put(zip(answered, answers, strict=True))
             found.update(zip(answered, answers, strict=True))
             tokens += sum(a.tokens_in + a.tokens_out for a in answers)
-            rate = tokens / max(time.perf_counter() - began, 1e-9)
-            progress.advance(len(indices), f"{rate:,.0f} tokens/s")
+            asked += len(indices)
+            seconds = max(time.perf_counter() - began, 1e-9)
+            rates = f"{asked / seconds:,.1f} requests/s, {tokens / seconds:,.0f} tokens/s"
+            progress.advance(len(indices), rates)
         stored = len(batch) - len(missing) if isinstance(engine, StreamingEngine) else 0
         if not missing or stored:
             progress.advance(stored or len(batch), "from the journal")

@@ -15,21 +15,23 @@ on; a run that is started again finds it there.
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalq.adaptive import Rule, evaluate_adaptively
-from evalq.errors import PlanError, StoreError
 from evalq.evaluate import evaluate, fault_warnings, refuse_unscorable
 from evalq.fidelity import ParentPass, compare_to_parent, run_parent
 from evalq.plan import EnginePlan, Plan
 from evalq.progress import NullProgress, Progress
+from evalq.run.checks import check_directory, check_tasks
 from evalq.run.engines import check_engine, check_source
 from evalq.run.info import machine
 from evalq.run.inputs import Inputs, note_calibration, read_inputs
 from evalq.run.make import check_methods, make_variant
+from evalq.run.pace import Pace
 from evalq.run.prompts import (
     prompt_record,
     prompt_settings,
@@ -84,6 +86,7 @@ class _Session:
     served: dict[str, EndpointEngine] = field(default_factory=dict)
     items: list[ItemRecord] = field(default_factory=list)
     fidelity: list[FidelityRecord] = field(default_factory=list)
+    pace: Pace | None = None
 
     def save_info(self) -> None:
         self.directory.write_info(self.info)
@@ -93,11 +96,28 @@ class _Session:
         known += [text for text in texts if text not in known]
 
     def ask(self, label: str, identity: str, engine: Engine) -> None:
-        """Append the item records of one variant; an adaptive run says where it stopped.
+        """Append the item records of one variant, and say how fast they came.
 
         Raises:
             TaskError: a task that the engine cannot answer, or one whose scorer is broken.
         """
+        if self.pace is None:
+            self.pace = Pace(1 + len(self.plan.variants) + self.plan.control.enabled)
+        before, began = len(self.items), time.perf_counter()
+        self._answered(label, identity, engine)
+        seconds = time.perf_counter() - began
+        self.progress.note(self.pace.told(label, len(self.items) - before, seconds))
+
+    def ask_local(self, label: str, identity: str, engine: TransformersEngine) -> None:
+        """The same of a model in this process; what happened on the way is kept at once, since a
+        resumed run does not see it again."""
+        self.ask(label, identity, engine)
+        self.warn([f"{label}: {event}" for event in dict.fromkeys(engine.events)])
+        if engine.events:
+            self.save_info()
+
+    def _answered(self, label: str, identity: str, engine: Engine) -> None:
+        """Ask; an adaptive run says where it stopped."""
         given = (engine, label, identity, self.tasks, self.journal)
         plan = self.plan
         if label == PARENT or not plan.adaptive.enabled:
@@ -126,7 +146,7 @@ def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") ->
     check_engine(plan)
     template_file(plan)
     directory = RunDirectory(Path(plan.out))
-    _check_directory(directory, plan)
+    check_directory(directory, plan)
     directory.lock()
     try:
         found = directory.read_info()
@@ -145,37 +165,6 @@ def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") ->
         return directory.path
     finally:
         directory.unlock()
-
-
-def _check_directory(directory: RunDirectory, plan: Plan) -> None:
-    path = directory.path
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file", hint="Choose another --out.")
-    found = directory.read_info() if path.exists() else None
-    if found is None:
-        # A run that was killed at its start leaves a lock, the journal's files, half a run.json.
-        own = ("run.lock", "journal.sqlite", ".run.json.")
-        names = [p.name for p in path.iterdir()] if path.exists() else []
-        if not all(name.startswith(own) for name in names):
-            raise StoreError(
-                f"{path} is not empty and holds no evalq run",
-                hint="Choose another --out, or empty it.",
-            )
-    elif found.get("plan_hash") != plan.hash and _holds_work(directory):
-        raise StoreError(
-            f"{path} holds another plan's run",
-            hint="Choose another --out, or remove the directory to measure this plan there.",
-        )
-
-
-def _holds_work(directory: RunDirectory) -> bool:
-    """Whether anything was made or answered there; a run that failed before may be replaced."""
-    if any(directory.artifacts.glob("*/*")) or directory.items.exists():
-        return True
-    if not directory.journal.exists():
-        return False
-    with Journal(directory.journal) as journal:
-        return len(journal) > 0
 
 
 def _measure(session: _Session) -> None:
@@ -255,7 +244,7 @@ def _build_tasks(session: _Session, parent: LoadedModel | None) -> None:
         prompts=settings,
         allow_code=plan.allow_code,
     )
-    _check_tasks(session.tasks, plan.adaptive.enabled)
+    check_tasks(session.tasks, plan.adaptive.enabled)
     session.info["suites"] = suite_info(session.tasks)
     session.warn(prompt_warnings(plan, tokenizer, session.tasks))
 
@@ -267,27 +256,6 @@ def _time(session: _Session, made: Sequence[Made], parent: ModelSource) -> None:
         if variant.artifact is not None and variant.plan.kv_bits is None
     ]
     time_variants(session.plan, session.directory, session.info, named, parent, session.progress)
-
-
-def _check_tasks(tasks: Sequence[BuiltTask], adaptive: bool) -> None:
-    """One task in two suites would count its items twice, or under two slices; an adaptive slice
-    is one sequence of items that count alike."""
-    suites: dict[str, str] = {}
-    weights: dict[str, float] = {}
-    for task in tasks if adaptive else ():
-        if weights.setdefault(task.slice, task.weight) != task.weight:
-            raise PlanError(
-                f"the tasks of slice {task.slice!r} have weights that differ, and the run is "
-                "adaptive",
-                hint="Give them slices of their own, or one weight.",
-            )
-    for task in tasks:
-        other = suites.setdefault(task.name, task.suite)
-        if other != task.suite:
-            raise PlanError(
-                f"task {task.name} is in two suites of this run: {other} and {task.suite}",
-                hint="Select tasks with SUITE:PATTERN so that each is asked once.",
-            )
 
 
 def _local_engine(model: LoadedModel, plan: EnginePlan) -> TransformersEngine:
@@ -315,7 +283,7 @@ def _with_parent(session: _Session, parent: LoadedModel, inputs: Inputs) -> list
     made = _artifacts(session, parent, inputs)
     engine = _local_engine(parent, plan.engine)
     if plan.engine.kind == "transformers":
-        session.ask(PARENT, parent.hash, engine)
+        session.ask_local(PARENT, parent.hash, engine)
     if inputs.text is not None:
         session.info["fidelity"] = inputs.text_record
         session.text_key = content_hash(
@@ -375,7 +343,7 @@ def _with_variant(session: _Session, made: Made) -> dict[str, Any]:
     model.kv_bits = made.plan.kv_bits
     identity = made.identity(model.hash)
     if plan.engine.kind == "transformers":
-        session.ask(label, identity, _local_engine(model, plan.engine))
+        session.ask_local(label, identity, _local_engine(model, plan.engine))
     _fidelity_of(session, label, content_hash([label, identity]), model)
     row = variant_row(made, model)
     # What is said of the whole run is not said again of every variant.
@@ -409,7 +377,7 @@ def _with_control(session: _Session, parent_hash: str) -> dict[str, Any]:
     else:
         benign = plan.engine.model_copy(update={"batch_tokens": _half(plan)})
     if plan.engine.kind == "transformers":
-        session.ask(CONTROL, parent_hash, _local_engine(model, benign))
+        session.ask_local(CONTROL, parent_hash, _local_engine(model, benign))
     _fidelity_of(session, CONTROL, content_hash([CONTROL, parent_hash, other, used]), model)
     path = model.source.path
     del model
