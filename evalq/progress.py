@@ -38,17 +38,18 @@ def layer_steps(progress: Progress, stage: str) -> Callable[[str, float], None]:
     """What a quantizer is given to call with ``(layer, share done)``: steps of one stage.
 
     The stage begins with the first call, so that what was done before it (a resumed job starts in
-    the middle) takes no part in the estimate of what is left.
+    the middle) takes no part in the estimate of what is left. A share that goes back begins another
+    stage (distillation after the layers); one with no layer's name is called by it.
     """
-    first = -1
-    done = 0
+    done = -1
 
     def tell(layer: str, share: float) -> None:
-        nonlocal first, done
+        nonlocal done
         now = round(1000 * share)
-        if first < 0:
-            first = done = min(now, 999)
-            progress.start(stage, 1000 - first, "per mille of the layers")
+        if done < 0 or now < done:
+            done = min(now, 999)
+            named = "." in layer
+            progress.start(stage if named else f"{stage}, {layer}", 1000 - done, "per mille")
         progress.advance(max(0, now - done), layer)
         done = max(done, now)
 

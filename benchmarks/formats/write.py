@@ -11,7 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from evalq.artifacts.api import FORMATS
 from evalq.artifacts.write import Contents, StoredTypes, write_model
-from evalq.schema import PerGroup, WeightScheme
+from evalq.kernels.packing import QuantizedWeight
+from evalq.quantize.api import quantize
+from evalq.quantize.calibration import Calibration
+from evalq.schema import PerGroup, Scheme, WeightScheme
 from tests.artifacts.helpers import random_layers, tiny_tokenizer
 
 LAYOUTS = (
@@ -21,6 +24,7 @@ LAYOUTS = (
     ("awq", 4, True),
     ("awq", 4, False),
 )
+TRAINED = (("gptq", 4, True), ("gptq-v2", 3, False), ("awq", 4, False))
 TOKENS = torch.arange(1, 33)[None]
 
 
@@ -38,24 +42,43 @@ def parent() -> LlamaForCausalLM:
     return LlamaForCausalLM._from_config(config, dtype=torch.float16).eval()
 
 
+def trained(scheme: WeightScheme) -> dict[str, QuantizedWeight]:
+    """Layers as the method gptq+signround+kd leaves them."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(1, 64, (16, 48), generator=generator)
+    options = {"scale_dtype": "float16", "rounding_steps": 50, "epochs": 2}
+    calibration = Calibration.from_tokens(tokens, "random")
+    made = quantize(parent().float(), Scheme(scheme), "gptq+signround+kd", calibration, options)
+    assert not made.dense
+    return dict(made.layers)
+
+
+def write(directory: Path, name: str, layers: dict[str, QuantizedWeight]) -> None:
+    """One artifact, and beside it the logits in float32."""
+    directory.mkdir()
+    module = parent()
+    contents = Contents(module, tiny_tokenizer(), layers, {}, None, StoredTypes(torch.float16))
+    write_model(contents, FORMATS.get(name)(), directory)
+    module = module.float()
+    for layer, weight in layers.items():
+        module.get_submodule(layer).weight.data = weight.dequantize()
+    with torch.no_grad():
+        logits = module(TOKENS).logits
+    save_file({"logits": logits}, f"{directory}.logits")
+
+
 def main(out: Path) -> None:
     for folder in ("parent", "ours", "theirs"):
         (out / folder).mkdir(parents=True)
     parent().save_pretrained(out / "parent")
     tiny_tokenizer().save_pretrained(out / "parent")
     for name, bits, symmetric in LAYOUTS:
-        module = parent()
-        layers = random_layers(module, WeightScheme(bits, PerGroup(32), symmetric), torch.float16)
-        directory = out / "ours" / f"{name}-w{bits}{'' if symmetric else '-asym'}"
-        directory.mkdir()
-        contents = Contents(module, tiny_tokenizer(), layers, {}, None, StoredTypes(torch.float16))
-        write_model(contents, FORMATS.get(name)(), directory)
-        module = module.float()
-        for layer, weight in layers.items():
-            module.get_submodule(layer).weight.data = weight.dequantize()
-        with torch.no_grad():
-            logits = module(TOKENS).logits
-        save_file({"logits": logits}, f"{directory}.logits")
+        scheme = WeightScheme(bits, PerGroup(32), symmetric)
+        layers = random_layers(parent(), scheme, torch.float16)
+        write(out / "ours" / f"{name}-w{bits}{'' if symmetric else '-asym'}", name, layers)
+    for name, bits, symmetric in TRAINED:
+        layers = trained(WeightScheme(bits, PerGroup(32), symmetric))
+        write(out / "ours" / f"{name}-w{bits}-trained", name, layers)
 
 
 if __name__ == "__main__":

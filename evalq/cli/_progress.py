@@ -103,14 +103,17 @@ def terminal_progress(quiet: bool = False) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
+    # On a narrow terminal the names are cut, and never how much is done and what is left.
+    whole = Column(no_wrap=True, min_width=9)
     columns = (
         TextColumn("  {task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TextColumn("[dim]{task.fields[detail]}"),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(table_column=whole),
+        TextColumn("{task.fields[unit]}", table_column=Column(no_wrap=True)),
+        TextColumn("[dim]{task.fields[detail]}", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=whole),
     )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         live = _Bars(bars)

@@ -89,8 +89,9 @@ def _mixed(
 
     if target_bits is not None and max_bytes is not None:
         raise PlanError("--target-bits and --max-bytes both give a budget", hint="Give one.")
-    if "layer_bits" in variant.options:
-        raise PlanError("the option layer_bits sets widths already", hint="Leave the budget out.")
+    for name in ("layer_bits", "keep"):
+        if variant.options.get(name):
+            raise PlanError(f"the option {name} sets widths already", hint="Leave the budget out.")
     skip = skipped_parts(variant.options)
     types = stored_types(parent.source.path, parent.module)
     budget = target_bits
@@ -164,6 +165,12 @@ def _summary(artifact: Artifact) -> str:
         counts = Counter(layer["bits"] for layer in manifest["layers"])
         widths = ", ".join(f"{n} layers at {bits}" for bits, n in sorted(counts.items()))
         lines.append(f"  mixed: {widths} bits")
+    if "kept" in manifest:
+        kept = manifest["kept"]
+        lines.append(
+            f"  kept: {len(kept['layers'])} layers, {kept['share']:.1%} of the weights, at "
+            f"{kept['bits']} bits: {', '.join(kept['layers'])}"
+        )
     memory = manifest.get("memory")
     if memory and not artifact.reused:
         lines.append(f"  {_peak(memory)}")
@@ -294,6 +301,8 @@ def command(
         whole = "mixed precision" if budget else f"method {method!r}" if chosen.distills else ""
         if resolved.get("rotate", "none") != "none":
             whole = "a rotation"
+        if resolved.get("keep"):
+            whole = "the option keep"
         streamed = _streamed(plan.parent, stream, whole)
         if streamed:
             progress.note("the parent stays on disk: its layers are read one at a time")

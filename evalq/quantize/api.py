@@ -14,12 +14,11 @@ from evalq.errors import PlanError, QuantizationError, nearest
 from evalq.kernels.packing import QuantizedWeight
 from evalq.quantize.allocate import parse_bits
 from evalq.quantize.calibration import Calibration
-from evalq.quantize.capture import LayerCall, Stream, capture_inputs, head_inputs
+from evalq.quantize.capture import LayerCall, Stream, capture_inputs
 from evalq.quantize.config import METHODS, Method, check_scheme, resolve_options
-from evalq.quantize.job import InputStatistics, Job, LayerReport
+from evalq.quantize.job import Job, LayerReport
 from evalq.quantize.layerstore import LayerStore
 from evalq.quantize.linear import (
-    check_finite,
     check_widths,
     decoder_layers,
     get_weight,
@@ -27,9 +26,10 @@ from evalq.quantize.linear import (
     set_weight,
     weight_shape,
 )
-from evalq.quantize.pipeline import PROBE_TOKENS, finish_block, quantize_decoder_layer
+from evalq.quantize.outputlayer import head_to_quantize, quantize_head
+from evalq.quantize.pipeline import PROBE_TOKENS, quantize_decoder_layer
 from evalq.quantize.rotate import changed_tensors, rotated, untie
-from evalq.schema import Scheme
+from evalq.schema import BITS, Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,6 +150,7 @@ def quantize(
     _check_layer_bits(job, [name for name, _ in shapes])
     check_widths(shapes, scheme.weights)
     device = device or next(module.parameters()).device
+    details = _keep_sensitive(job, module, calibration, progress)
     before = 0.0 if store is None else store.seconds
     parent, training = module, module.training
     module.train(False)
@@ -160,7 +161,6 @@ def quantize(
         _run(job, module, layers_name, layers, calibration, device, progress, store)
     finally:
         parent.train(training)
-    details: dict[str, Any] = {}
     if chosen.learns_rounding:
         details["learned_rounding"] = {
             name: {"before": before, "after": after}
@@ -188,6 +188,33 @@ def quantize(
         seconds=before + time.monotonic() - start,
         details=details,
     )
+
+
+def _keep_sensitive(
+    job: Job,
+    module: PreTrainedModel,
+    calibration: Calibration | None,
+    progress: Callable[[str, float], None] | None,
+) -> dict[str, Any]:
+    """Choose what the option ``keep`` keeps; returns what is to be recorded."""
+    share = float(job.options.get("keep", 0.0))
+    if not share or calibration is None:
+        return {}
+    if job.layer_bits:
+        raise PlanError("keep and layer_bits both set widths", hint="Give one of them.")
+    from evalq.quantize.mixed import keep_share
+
+    def tell(_layer: str, done: float) -> None:
+        if progress:
+            progress("sensitivity", done)
+
+    bits = int(job.options["keep_bits"])
+    kept = keep_share(module, job.scheme, calibration.tokens, share, bits, job.skip, tell)
+    if bits > max(BITS):
+        job.kept = frozenset(kept.layers)
+    else:
+        job.layer_bits = dict.fromkeys(kept.layers, bits)
+    return kept.record()
 
 
 def _check_layer_bits(job: Job, names: Sequence[str]) -> None:
@@ -271,7 +298,7 @@ def _run(
         if store is not None:
             store.keep(index, job, None if stream is None else stream.states)
     if job.options["quantize_head"]:
-        _quantize_head(job, module, layers, stream, calibration, batch)
+        quantize_head(job, module, layers, stream, calibration, batch)
     if progress:
         progress("done", 1.0)
 
@@ -347,49 +374,8 @@ def _shapes(
                 found.append((f"{prefix}.{name}", int(parameter.shape[-1])))
     found = [(name, width) for name, width in found if not job.skips(name)]
     if job.options["quantize_head"]:
-        found.append(("the output head", weight_shape(_head(module))[1]))
+        found.append(("the output head", weight_shape(head_to_quantize(module))[1]))
     return found
-
-
-def _head(module: nn.Module) -> nn.Module:
-    """The output head that is to be quantized.
-
-    Raises:
-        QuantizationError: none that is linear, or one that shares its weight with the embeddings.
-    """
-    head = module.get_output_embeddings()  # type: ignore[operator]
-    if not isinstance(head, nn.Linear):
-        raise QuantizationError(f"{type(module).__name__} has no linear output head to quantize")
-    if module.get_input_embeddings().weight is head.weight:  # type: ignore[operator]
-        name = next(n for n, m in module.named_modules() if m is head)
-        raise QuantizationError(
-            f"{name} shares its weight with the embeddings, which stay as they are",
-            hint="Leave quantize_head off for a model with tied embeddings.",
-        )
-    return head
-
-
-def _quantize_head(
-    job: Job,
-    module: nn.Module,
-    layers: nn.ModuleList,
-    stream: Stream | None,
-    calibration: Calibration | None,
-    batch: int,
-) -> None:
-    head = _head(module)
-    name = next(n for n, m in module.named_modules() if m is head)
-    weight = get_weight(head)
-    check_finite(f"{name}.weight", weight)
-    statistics = None
-    if stream is not None and calibration is not None:
-        statistics = InputStatistics.empty(weight.shape[1], weight.device)
-        parts = torch.split(calibration.tokens, batch)
-        for tokens, hidden in zip(parts, stream.hidden, strict=True):
-            statistics.add(head_inputs(module, layers, tokens, hidden, head))
-    copy = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    copy.weight = nn.Parameter(weight.float().clone(), requires_grad=False)
-    finish_block(job, "", {name: copy}, statistics, {})
 
 
 def _check_tokens(module: nn.Module, calibration: Calibration) -> None:

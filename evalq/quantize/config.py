@@ -111,7 +111,17 @@ _DATA = {
         "(sums over tokens are always float32)",
         choices=("auto", "float32", "bfloat16"),
     ),
-    "minimum_tokens": Option(16, "expert layers that saw fewer tokens are reported", low=1),
+    "minimum_tokens": Option(
+        16, "expert layers that saw fewer tokens are reported, and not trained", low=1
+    ),
+    "keep": Option(
+        0.0,
+        "share of the weights, in whole layers of the highest measured sensitivity, that keeps "
+        "keep_bits",
+        low=0.0,
+        high=0.9,
+    ),
+    "keep_bits": Option(8, "bits of what keep keeps; 16 leaves it as it is", low=3, high=16),
 }
 _GPTQ = {
     "damping": Option(0.01, "share of the mean diagonal added to the Hessian", low=1e-8, high=1.0),

@@ -138,6 +138,7 @@ class Job:
         seed: for probes.
         activation_bits: that inputs of quantized layers are rounded to, or ``None``.
         layer_bits: widths of single layers, by full name.
+        kept: full names of layers that stay as they are because they are the most sensitive.
         layers, dense, reports, warnings, experts: results.
         layer_errors: by decoder layer, the share of the output's mean square that is error, before
             and after rounding was learned.
@@ -152,6 +153,7 @@ class Job:
     seed: int
     activation_bits: int | None = None
     layer_bits: Mapping[str, int] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
     layers: dict[str, QuantizedWeight] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
@@ -185,7 +187,7 @@ class Job:
 
     def skips(self, name: str) -> bool:
         """Whether the layer of that full name stays as it is because the user said so."""
-        return any(part in name for part in self.skip)
+        return name in self.kept or any(part in name for part in self.skip)
 
 
 def _shortened(warnings: list[str]) -> list[str]:

@@ -104,7 +104,8 @@ def quantize_decoder_layer(
     _keep_changed(job, layer, name, before, wanted)
     if job.method.learns_rounding:
         replay.release(layer)
-        _learn_rounding(job, layer, original, name, sorted(wanted), stream, index, seen)
+        names = sorted(n for n in wanted if not _rarely_reached(job, f"{name}.{n}", seen[n].tokens))
+        _learn_rounding(job, layer, original, name, names, stream, index, seen)
     advance(layer, name, stream, index, replay)
 
 
@@ -197,18 +198,31 @@ def _statistics(
     return found
 
 
+def _is_expert(job: Job, name: str) -> bool:
+    return any(name.startswith(f"{e}.") for e in job.experts)
+
+
+def _rarely_reached(job: Job, name: str, tokens: int) -> bool:
+    """Whether that layer is an expert's and saw too few tokens.
+
+    Such an expert's rounding is not learned: steps of the gradient's sign move every weight as far,
+    however few tokens speak for it.
+    """
+    return _is_expert(job, name) and tokens < int(job.options["minimum_tokens"])
+
+
 def _check_reached(job: Job, name: str, tokens: int) -> None:
-    expert = any(name.startswith(f"{e}.") for e in job.experts)
+    expert = _is_expert(job, name)
     if tokens == 0 and not expert:
         raise QuantizationError(
             f"no calibration token reached {name}",
             hint="Calibrate on other text, or leave the layer as it is with the option 'skip'.",
         )
-    if expert and tokens < int(job.options["minimum_tokens"]):
-        job.warnings.append(
-            f"{name}: only {tokens} calibration tokens reached this expert"
-            + ("; it was rounded to nearest" if tokens == 0 else "")
-        )
+    left = "; its rounding was not learned" if job.method.learns_rounding else ""
+    if tokens == 0:
+        left = "; it was rounded to nearest"
+    if _rarely_reached(job, name, tokens):
+        job.warnings.append(f"{name}: only {tokens} calibration tokens reached this expert{left}")
 
 
 def finish_block(

@@ -191,8 +191,13 @@ def test_the_estimate_starts_where_a_resumed_job_does():
     tell = layer_steps(progress, "quantize")  # type: ignore[arg-type]
     for layer, share in (("l.3", 0.6), ("l.4", 0.8), ("done", 1.0)):
         tell(layer, share)
-    assert told[0] == ("start", "quantize", 400, "per mille of the layers")
+    assert told[0] == ("start", "quantize", 400, "per mille")
     assert told[1:] == [(0, "l.3"), (200, "l.4"), (200, "done")]
+    del told[:]
+    for share in (0.25, 1.0):
+        tell("distillation", share)
+    assert told[0] == ("start", "quantize, distillation", 750, "per mille")
+    assert told[1:] == [(0, "distillation"), (750, "distillation")]
 
 
 def test_calibration_is_part_of_what_must_agree(tmp_path):
