@@ -5,9 +5,11 @@
 Needs no GPU: Triton compiles for compute capability 9.0 and brings ptxas and nvdisasm. For the
 launch that is stored for a width and shape it counts the instructions of the kernel's main loop by
 kind, and from registers and shared memory how many programs a multiprocessor holds at once. Of that
-follow two lower bounds of the time, at 132 multiprocessors of four schedulers, one instruction a
-cycle each, and the clock given: instructions issued, and bytes at the copy bandwidth; and the bytes
-in flight, which have to cover bandwidth times latency.
+follow lower bounds of the time, at 132 multiprocessors of four schedulers and the clock given: one
+instruction a scheduler and cycle; integer logic and shifts at half that rate (CUDA's table of
+throughputs, compute capability 9.0); bytes at the copy bandwidth; products at the dense peak of the
+tensor cores. Bytes in flight have to cover bandwidth times latency. Code outside the main loop is
+not counted.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ CLOCK = 1.83e9
 """Cycles a second; an H200 boosts to 1.98 GHz and holds less under load."""
 BANDWIDTH = 4.246e12
 """Bytes a second, copied in the run of benchmarks/RESULTS.md."""
+TENSOR = 989e12
+"""Dense bfloat16 operations a second, by NVIDIA's data sheet."""
 KINDS = {
     "tensor": ("HMMA", "HGMMA", "WGMMA", "WARPGROUP"),
     "bits": ("LOP3", "SHF", "PRMT"),
@@ -147,8 +151,10 @@ def analyse(bits: int, rows: int, columns: int, out: int) -> dict[str, Any]:
         # Of one weight: instructions of a thread over its weights of one turn.
         "per 16 bytes": len(body) * threads / (weights_a_turn * bits / 8 / 16),
         "per weight": len(body) * threads / weights_a_turn,
+        "logic us": 1e6 * 2 * kinds["bits"] / max(1, len(body)) * issued / (132 * 4 * CLOCK),
         "issue us": 1e6 * issued / (132 * 4 * CLOCK),
         "memory us": 1e6 * traffic / BANDWIDTH if rows <= 16 else 1e6 * size / BANDWIDTH,
+        "tensor us": 1e6 * 2 * rows * out * columns / TENSOR,
         "KB in flight a SM": inflight / 1e3,
     }  # fmt: skip
 
@@ -176,7 +182,8 @@ def main() -> None:
                     f"loop {found['loop']} {found['kinds']}; "
                     f"{found['per weight']:.3f} instructions of a thread a weight, "
                     f"{found['per 16 bytes']:.1f} per 16 bytes; issue {found['issue us']:.1f} us, "
-                    f"memory {found['memory us']:.1f} us, "
+                    f"logic {found['logic us']:.1f} us, "
+                    f"memory {found['memory us']:.1f} us, tensor cores {found['tensor us']:.1f} us, "
                     f"{found['KB in flight a SM']:.1f} KB in flight a SM"
                 )
 
