@@ -183,7 +183,8 @@ def main() -> None:
                     f"{found['per weight']:.3f} instructions of a thread a weight, "
                     f"{found['per 16 bytes']:.1f} per 16 bytes; issue {found['issue us']:.1f} us, "
                     f"logic {found['logic us']:.1f} us, "
-                    f"memory {found['memory us']:.1f} us, tensor cores {found['tensor us']:.1f} us, "
+                    f"memory {found['memory us']:.1f} us, "
+                    f"tensor cores {found['tensor us']:.1f} us, "
                     f"{found['KB in flight a SM']:.1f} KB in flight a SM"
                 )
 
