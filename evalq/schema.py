@@ -17,6 +17,7 @@ __all__ = [
     "BITS",
     "FORMAT_VERSION",
     "KV_BITS",
+    "TASK_TEXT",
     "CostRecord",
     "FidelityRecord",
     "Granularity",
@@ -38,6 +39,9 @@ FORMAT_VERSION = 2
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 """Widths that a weight can be stored in."""
+
+TASK_TEXT = "tasks"
+"""Name of the text that is what a run evaluates; it counts in its slices and not in the whole."""
 
 KV_BITS = (2, 4, 8)
 """Widths that a KV cache can be kept in."""

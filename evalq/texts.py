@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from evalq.errors import TaskError
 from evalq.plan import TextPlan
-from evalq.schema import content_hash
+from evalq.schema import TASK_TEXT, content_hash
 
 if TYPE_CHECKING:
     from evalq.tasks.bridge import BuiltTask
@@ -132,7 +132,7 @@ def task_text(tasks: Sequence[BuiltTask]) -> TextSource:
         for task in tasks
         for item in task.items
     ]
-    return TextSource("tasks", tuple(documents))
+    return TextSource(TASK_TEXT, tuple(documents))
 
 
 def _python_reference(purpose: Purpose) -> TextSource:

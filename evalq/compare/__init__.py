@@ -6,7 +6,13 @@
 """
 
 from evalq.compare.across import Entrant, Shared, shared_items
-from evalq.compare.fidelity import FidelityResult, fidelity_by_text, fidelity_result, kl_by_slice
+from evalq.compare.fidelity import (
+    FidelityResult,
+    fidelity_by_text,
+    fidelity_result,
+    kl_by_slice,
+    whole,
+)
 from evalq.compare.pairs import Pairs, pair
 from evalq.compare.runs import Run, load_run
 from evalq.compare.slices import Comparison, PerplexityResult, SliceResult, compare, slice_result
@@ -28,4 +34,5 @@ __all__ = [
     "pair",
     "shared_items",
     "slice_result",
+    "whole",
 ]

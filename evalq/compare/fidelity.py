@@ -11,6 +11,7 @@ import pandas as pd
 from evalq import stats
 from evalq.compare.runs import Run
 from evalq.errors import StatisticsError
+from evalq.schema import TASK_TEXT
 
 __all__ = ["FidelityResult", "fidelity_by_text", "fidelity_result", "kl_by_slice"]
 
@@ -75,7 +76,15 @@ def fidelity_result(
     run: Run, variant: str, confidence: float | None = None
 ) -> FidelityResult | None:
     """Fidelity of ``variant`` (or of ``run.control``); ``None`` when it was not measured."""
-    return _result(run, variant, run.fidelity[run.fidelity["variant"] == variant], confidence)
+    return _result(
+        run, variant, whole(run.fidelity[run.fidelity["variant"] == variant]), confidence
+    )
+
+
+def whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """What counts in figures of the whole: all texts but the evaluated one, which is short, alike,
+    and different from run to run; it counts in its slices."""
+    return frame[frame["text"] != TASK_TEXT]
 
 
 def fidelity_by_text(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from evalq import stats
-from evalq.compare import Comparison, Run
+from evalq.compare import Comparison, Run, whole
 from evalq.errors import StatisticsError
 from evalq.gate.policy import Limit, SliceRule
 
@@ -84,7 +84,8 @@ def within(frame: pd.DataFrame, slice_: str | None) -> pd.DataFrame:
 
 def fidelity_frame(run: Run, label: str, slice_: str | None = None) -> pd.DataFrame:
     """Fidelity records of a variant, of one slice and what is below it where one is named."""
-    return within(run.fidelity[run.fidelity["variant"] == label], slice_)
+    frame = run.fidelity[run.fidelity["variant"] == label]
+    return whole(frame) if slice_ is None else within(frame, slice_)
 
 
 def fidelity(frame: pd.DataFrame, metric: str, limit: Limit, confidence: float) -> Measured:

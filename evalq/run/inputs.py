@@ -13,6 +13,7 @@ from evalq.errors import PlanError
 from evalq.fidelity import Window, cut_windows
 from evalq.plan import Plan
 from evalq.run.make import open_variant
+from evalq.schema import TASK_TEXT
 
 if TYPE_CHECKING:
     from evalq.artifacts.base import Artifact
@@ -107,7 +108,7 @@ def read_inputs(plan: Plan, parent: LoadedModel | None, tasks: Sequence[BuiltTas
         texts = tuple(named_text(own) for own in plan.fidelity.texts)
         own_text = (task_text(tasks),) if plan.fidelity.tasks else ()
         for source in texts:
-            if source.name in (text.name, *(t.name for t in own_text)):
+            if source.name in (text.name, TASK_TEXT):
                 raise PlanError(
                     f"a text is named {source.name!r}, as another one is",
                     hint="Give it another name: --text NAME=FILE.",

@@ -9,6 +9,7 @@ from evalq.errors import PlanError
 from evalq.evaluate import check_supported, stored_answers
 from evalq.plan import Plan
 from evalq.run.timing import PARENT
+from evalq.schema import TASK_TEXT
 
 if TYPE_CHECKING:
     from evalq.models.endpoint import EndpointEngine
@@ -31,7 +32,7 @@ def check_served_plan(plan: Plan) -> None:
     Raises:
         PlanError: names the variant or the text.
     """
-    asked = [text.label for text in plan.fidelity.texts] + ["tasks"] * plan.fidelity.tasks
+    asked = [text.label for text in plan.fidelity.texts] + [TASK_TEXT] * plan.fidelity.tasks
     if asked and not without_local_measures(plan).fidelity.enabled:
         why = "the parent and a variant have to be local" if plan.served else "fidelity is off"
         raise PlanError(

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from evalq.compare import fidelity_by_text, load_run
+from evalq.compare import fidelity_by_text, fidelity_result, load_run
 from evalq.errors import PlanError
+from evalq.gate.evidence import fidelity_frame
 from evalq.models.load import load_artifact, load_parent
 from evalq.report.render import render
 from evalq.run import resolve_plan, run_plan
@@ -97,6 +98,14 @@ def test_what_is_evaluated_is_a_text_slice_by_slice(plan_data: dict[str, Any]) -
     assert set(frame["document"]) <= set(items["cluster"])
     found = fidelity_by_text(run)
     assert {s for t, s in found if t == "tasks"} == set(items["slice"])
+    # It counts in its slices, and in no figure of the whole.
+    rest = run.fidelity[run.fidelity["text"] != "tasks"]
+    whole = fidelity_result(run, run.variants[1])
+    assert whole is not None
+    assert whole.kl_mean == rest[rest["variant"] == run.variants[1]]["kl"].mean()
+    gated = fidelity_frame(run, run.variants[1])
+    assert set(gated["text"]) == set(rest["text"])
+    assert not fidelity_frame(run, run.variants[1], items["slice"].iloc[0]).empty
     # One item by transformers itself, in float64.
     label = run.variants[1]
     item = items[items["prompt"].str.len() < 60].iloc[0]
