@@ -187,6 +187,13 @@ def _ct_experts(stored: StoredModel) -> Iterator[Finding]:
             "transformers 5.23 loses the zero points of experts",
             asymmetric,
         )
+    if any(EXPERT.search(n) for n in stored.activation_bits):
+        yield _error(
+            "transformers",
+            "integer-experts",
+            "transformers 5.23 loads packed experts only, not those of 8 bits with activations",
+            experts,
+        )
     plain = [n for n in stored.dense if EXPERT.search(n)]
     if plain:
         yield _error(

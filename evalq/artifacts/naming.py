@@ -18,7 +18,14 @@ from evalq.errors import QuantizationError
 from evalq.kernels.packing import QuantizedWeight
 from evalq.schema import WeightScheme
 
-__all__ = ["EXPERT", "checkpoint_layers", "checkpoint_names", "stacked_names", "targets_of"]
+__all__ = [
+    "EXPERT",
+    "checkpoint_layers",
+    "checkpoint_names",
+    "checkpoint_tensors",
+    "stacked_names",
+    "targets_of",
+]
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
 """What the names of single experts' layers hold."""
@@ -101,6 +108,14 @@ def _quantized(layers: Mapping[str, QuantizedWeight], home: str, parameter: str)
     return any(n.startswith(f"{home}.") and n.endswith(f".{parameter}") for n in layers)
 
 
+def checkpoint_tensors(module: Any, key: str) -> list[str]:
+    """Names (without ``.weight``) that a checkpoint has for the tensor ``key`` of ``module``."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    tensor = module.state_dict()[key].to("meta")
+    return [n.removesuffix(".weight") for n in revert_weight_conversion(module, {key: tensor})]
+
+
 def stacked_names(module: Any, covered: Collection[str]) -> list[str]:
     """Names that checkpoints have for the experts that are not quantized, and for their modules.
 
@@ -108,15 +123,10 @@ def stacked_names(module: Any, covered: Collection[str]) -> list[str]:
         module: the transformers model.
         covered: names in its state dict that quantized layers stand for.
     """
-    from transformers.core_model_loading import revert_weight_conversion
-
     state = module.state_dict()
-    left = {k: t.to("meta") for k, t in state.items() if t.ndim == 3 and k not in covered}
-    if not left:
-        return []
+    left = [k for k, tensor in state.items() if tensor.ndim == 3 and k not in covered]
     homes = dict.fromkeys(key.rpartition(".")[0] for key in left)
-    names = revert_weight_conversion(module, left)
-    return [*homes, *(name.removesuffix(".weight") for name in names)]
+    return [*homes, *(name for key in left for name in checkpoint_tensors(module, key))]
 
 
 def _expert_layers(

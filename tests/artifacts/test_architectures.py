@@ -20,7 +20,7 @@ from evalq.artifacts.make import make_artifact
 from evalq.models.load import load_artifact
 from evalq.plan import EnginePlan
 from evalq.quantize.calibration import Calibration
-from evalq.schema import PerGroup, Scheme, WeightScheme
+from evalq.schema import PerChannel, PerGroup, Scheme, WeightScheme
 from tests.artifacts.helpers import tiny_tokenizer
 
 SMALL = {
@@ -52,7 +52,7 @@ TOKENS = torch.arange(1, 33)[None]
 SEEN = torch.randint(1, 64, (8, 32), generator=torch.Generator().manual_seed(1))
 
 
-def artifact(name, tmp_path, symmetric=True, method="rtn", options=None, bits=8):
+def artifact(name, tmp_path, symmetric=True, method="rtn", options=None, bits=8, a8=False):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path / "parent")
     tiny_tokenizer().save_pretrained(tmp_path / "parent")
@@ -66,6 +66,8 @@ def artifact(name, tmp_path, symmetric=True, method="rtn", options=None, bits=8)
         source=source,
     )
     scheme = Scheme(WeightScheme(bits, PerGroup(32), symmetric))
+    if a8:
+        scheme = Scheme(WeightScheme(8, PerChannel()), activation_bits=8)
     calibration = None if method == "rtn" else Calibration.from_tokens(SEEN, "random")
     made = make_artifact(parent, scheme, method, calibration, options or {}, 0, tmp_path / "out")
     return module, made
@@ -109,6 +111,27 @@ def test_experts_have_the_names_and_rows_of_the_checkpoint(tmp_path):
             weight = stored.layers[f"{home}.{expert}.{name}"].dequantize()
             assert torch.allclose(weight, gate_up[expert, rows], atol=1e-3)
     assert not any("experts" in name for name in stored.dense)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_with_8_bit_activations_are_evaluated_with_them(name, tmp_path):
+    module, made = artifact(name, tmp_path, method="smoothquant", a8=True)
+    rounded = load_artifact(made.path, EnginePlan(device="cpu")).module
+    experts = rounded.model.layers[0].mlp.experts
+    seen = []
+    for part in (experts[0].gate_up_proj, experts[0].down_proj):
+        part.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    error = (logits(rounded) - logits(module)).norm() / logits(module).norm()
+    assert 0 < error < 0.03
+    assert len(seen) == 2
+    for inputs in seen:
+        for token in inputs:
+            # Whole steps, of which the largest value is 127 or (below zero) 128.
+            steps = [token / token.abs().max() * largest for largest in (127, 128)]
+            assert min(float((s - s.round()).abs().max()) for s in steps) < 1e-2
+    with pytest.raises(RuntimeError):
+        AutoModelForCausalLM.from_pretrained(made.path)
+    assert "packed experts only" in made.manifest["engines"]["transformers"]["why"]
 
 
 @pytest.mark.parametrize("method", ["rtn", "awq"])
