@@ -39,7 +39,7 @@ FORMATS = ("BF16", "Q8_0", "Q4_0")
 Speeds = tuple[float, float]
 """Prefill and decode in tokens a second."""
 BASELINE = "transformers bfloat16"
-DISTURBED = 0.03
+DISTURBED = 0.1
 """Share of the cores that other processes may take of a timing."""
 
 
