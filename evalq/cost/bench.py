@@ -93,7 +93,8 @@ def bench_engine(
     Returns:
         A row a subject and batch: ``{subject, batch, loop, why, execution, dtype,
         prefill_tokens_per_second, decode_tokens_per_second, first_token_seconds, memory_bytes,
-        prefill_ratio, decode_ratio}``.
+        prefill_products, prefill_ratio, decode_ratio}``; ``prefill_products`` says what multiplied
+        the prompt's rows.
 
     Raises:
         PlanError: no subject, or an unknown clock.
@@ -121,6 +122,16 @@ def bench_engine(
     return ratios(rows)
 
 
+def _products(model: LoadedModel, rows: int) -> str:
+    """What multiplies so many rows of activations: paths of the packed layers, or ``dense``."""
+    from evalq.kernels.dispatch import KERNELS
+    from evalq.kernels.linear import QuantizedLinear
+
+    packed = [m.packed for m in model.module.modules() if isinstance(m, QuantizedLinear)]
+    paths = {KERNELS.get(p.kernel).path(rows, p.scheme, p.shape, p.dtype) for p in packed}
+    return "; ".join(sorted(paths)) or "dense"
+
+
 def _row(
     subject: Subject, samples: _Samples, batch: int, prefill: int, decode: int
 ) -> dict[str, Any]:
@@ -136,6 +147,7 @@ def _row(
         "decode_tokens_per_second": batch * decode / statistics.median(samples.decode),
         "first_token_seconds": first,
         "memory_bytes": samples.peak,
+        "prefill_products": _products(subject.model, batch * prefill),
     }
 
 

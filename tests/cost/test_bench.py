@@ -6,18 +6,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from evalq.cost.bench import Subject, bench_engine, ratios
+from evalq.cost.bench import Subject, _products, bench_engine, ratios
 from evalq.cost.bench_kernels import bench_kernels
 from evalq.errors import EvalqError, KernelError, MissingDependencyError, PlanError
 from evalq.kernels import native
+from evalq.kernels.linear import pack_module
 from evalq.models.load import load_parent
 from evalq.plan import EnginePlan
 from evalq.schema import PerGroup, WeightScheme
+from tests.kernels.weights import make_weight
 
 needs_compiler = pytest.mark.skipif(native.why_not() is not None, reason="no C compiler")
 W4 = WeightScheme(4, PerGroup(64))
@@ -48,10 +51,20 @@ def test_an_engine_is_timed_in_every_loop_and_batch() -> None:
         # 8 layers, 4 heads of 32, keys and values in float32, ten tokens a row; and activations.
         cache = row["batch"] * 10 * 8 * 4 * 32 * 2 * 4
         assert weights + cache < row["memory_bytes"] < weights + 3 * cache + 2**20
+        assert row["prefill_products"] == "dense"
     with pytest.raises(PlanError, match="clock"):
         bench_engine(subjects, (1,), 8, 2, 1, clock="sun")
     with pytest.raises(PlanError, match="nothing to time"):
         bench_engine((), (1,), 8, 2, 1)
+
+
+@needs_compiler
+def test_packed_layers_say_what_multiplies_a_prompt() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(64, 32))
+    pack_module(module, {"0": make_weight(4, 64, True, (32, 64))}, "cpu", torch.float32)
+    packed: Any = SimpleNamespace(module=module)
+    assert _products(packed, 1) == "codes"
+    assert _products(packed, 128) == "dequantize, then torch"
 
 
 @needs_compiler
