@@ -9,19 +9,17 @@ unlisted recipe is not the listed one that is the least unlike it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from evalq.audit.calibration import Calibration
 from evalq.audit.evidence import Weighed
 from evalq.audit.panel import BASE
-from evalq.stats.agreement import bet_log_e
+from evalq.audit.state import CLEAR, State, gather, largest, least
 from evalq.stats.mixture import fit_mixture, mixture_interval
 
 __all__ = ["GOES_ON", "VERDICTS", "Decision", "Rules", "Verdict", "decide"]
@@ -38,12 +36,7 @@ VERDICTS: tuple[Verdict, ...] = (
 )
 GOES_ON: tuple[Verdict, ...] = ("PARENT-LIKE", "TIER", "UNDERPOWERED")
 """Verdicts of phase 1 that samples may confirm or change."""
-_BAND = 4.0
-"""Standard deviations that sampled tokens may be less or more likely than their model expects."""
 _LEAST_SHARE = 0.02
-_CLEAR = math.log(20)
-"""Nats against an explanation (1 in 20) from which it no longer counts as one: neither is a mixture
-named, nor is phase 3 left out because of a tier, on what is nearly ruled out."""
 _HESITATE, _MIXES = 3.0, 6.0
 """Nats that a mixture has to gain to go on asking, and to be named."""
 _FAR = 2.0
@@ -96,43 +89,6 @@ class Decision:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass
-class _State:
-    """Sums over the answers."""
-
-    names: list[str]
-    bar: float
-    prompts: int
-    flips: Floats
-    logprobs: Floats
-    use_logprobs: bool
-    sampled_log_e: float
-    outside: list[bool]
-    posterior: Floats
-    by_request: Floats
-    e: Floats
-    e_logprobs: Floats
-    looks_sampled: bool
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def out(self) -> list[bool]:
-        found = self.flips >= self.bar
-        if self.use_logprobs:
-            found = found | (self.logprobs >= self.bar)
-        # The parent is left by phase 2's own e-process; a tier where its band is.
-        band = [o and i > 0 for i, o in enumerate(self.outside)]
-        parent = [i == 0 and self.sampled_log_e >= self.bar for i in range(len(self.names))]
-        return [bool(a or b or c) for a, b, c in zip(found, band, parent, strict=True)]
-
-    @property
-    def log_e(self) -> float:
-        values = [float(self.flips[0]), self.sampled_log_e]
-        if self.use_logprobs:
-            values.append(float(self.logprobs[0]))
-        return max(values)
-
-
 def decide(
     rows: Sequence[Weighed], calibration: Calibration, rules: Rules, final: bool
 ) -> Decision:
@@ -144,7 +100,7 @@ def decide(
         rules: when to stop.
         final: nothing more will be asked.
     """
-    state = _gather(rows, calibration, rules)
+    state = gather(rows, calibration, rules.alpha)
     if not state.prompts and state.sampled_log_e < state.bar:
         return _made(state, "UNDERPOWERED", False, reasons=("no answer could be used",))
     out = state.out
@@ -158,106 +114,7 @@ def decide(
     return _none_fits(state, calibration)
 
 
-def _gather(rows: Sequence[Weighed], calibration: Calibration, rules: Rules) -> _State:
-    names = calibration.names
-    count = len(names)
-    greedy = [r for r in rows if r.kind == "greedy"]
-    told = [r for r in greedy if np.isfinite(r.e_logprobs).all()]
-    bar = math.log(3 / rules.alpha)
-    e = np.array([r.e for r in greedy]).reshape(len(greedy), count)
-    flips = _largest(e)
-    e_logprobs = np.array([r.e_logprobs for r in told]).reshape(len(told), count)
-    logprobs = _largest(e_logprobs)
-    warnings: list[str] = []
-    use = bool(told)
-    served = flips[0] < bar or bool((flips[1:] < _CLEAR).any())
-    if use and (logprobs >= bar).all() and served:
-        use = False
-        warnings.append(
-            "the returned log-probabilities are not those of any reference at temperature 1, "
-            "though the served tokens are: they were left out"
-        )
-    fit = np.array([r.fit for r in greedy]) if greedy else np.zeros((0, count, 1))
-    by_request = _integrated(fit)
-    total = _integrated(fit.sum(0)[None])[0]
-    if use:
-        fit3 = np.array([r.fit_logprobs for r in greedy])
-        by_request = by_request + _integrated(fit3)
-        total = total + _integrated(fit3.sum(0)[None])[0]
-    sampled = [r for r in rows if r.kind == "sampled"]
-    log_e, outside, gain = _sampled(sampled, count, flips >= bar, warnings)
-    total = total + gain
-    posterior = np.exp(total - logsumexp(total))
-    return _State(
-        names, bar, len(greedy), flips, logprobs, use, log_e, outside, posterior, by_request, e,
-        e_logprobs, _looks_sampled(greedy), warnings,
-    )  # fmt: skip
-
-
-def _largest(e: Floats) -> Floats:
-    """Largest running log e-value against each reference, ``[N, K]`` to ``[K]``."""
-    if not len(e):
-        return np.zeros(e.shape[1])
-    return np.array([max(0.0, float(bet_log_e(column).max())) for column in e.T])
-
-
-def _integrated(fit: Floats) -> Floats:
-    """``[N, K, S]`` to ``[N, K]``: the scale is one of S, each as likely before."""
-    if not fit.size:
-        return np.zeros(fit.shape[:2])
-    out: Floats = logsumexp(fit, axis=2) - math.log(fit.shape[2])
-    return out
-
-
-def _sampled(
-    rows: Sequence[Weighed], count: int, rejected: NDArray[np.bool_], warnings: list[str]
-) -> tuple[float, list[bool], Floats]:
-    """Phase 2: log e-value against the parent, who is out of band, log-likelihoods of K."""
-    nothing = 0.0, [False] * count, np.zeros(count)
-    if not rows:
-        return nothing
-    nll = np.array([r.nll for r in rows])
-    entropy = np.array([r.entropy for r in rows]).sum(0)[:count]
-    variance = np.array([r.variance for r in rows]).sum(0)[:count]
-    z = (nll.sum(0)[:count] - entropy) / np.sqrt(np.maximum(variance, 1e-12))
-    outside = [bool(abs(v) > _BAND) for v in z]
-    if all(o or bool(r) for o, r in zip(outside, rejected, strict=True)):
-        if not all(rejected):
-            warnings.append(
-                "tokens asked for at temperature 1 are not drawn from any reference's whole "
-                "distribution (a default sampler of the endpoint?): they were left out"
-            )
-        return nothing
-    running = -np.cumsum(nll, axis=0)
-    null = np.concatenate([running[:, :1], running[:, count:]], axis=1).max(1)
-    if count > 1:
-        alternatives = logsumexp(running[:, 1:count], axis=1) - math.log(count - 1)
-        log_e = max(0.0, float((alternatives - null).max()))
-    else:
-        log_e = 0.0
-    likelihood = running[-1, :count].copy()
-    likelihood[0] = null[-1]
-    return log_e, outside, likelihood
-
-
-def _looks_sampled(greedy: Sequence[Weighed]) -> bool:
-    """Whether answers to temperature 0 are as unlikely under the parent as its samples would be.
-
-    The parent's own choices lose nothing to its likeliest tokens, its samples on average their
-    entropy less that of the choices. Short answers lie within the band of samples whatever they
-    are, so they also have to be nearer to samples than to choices.
-    """
-    if not greedy:
-        return False
-    nll = sum(float(r.nll[0]) for r in greedy)
-    entropy = sum(float(r.entropy[0]) for r in greedy)
-    spread = math.sqrt(max(1e-12, sum(float(r.variance[0]) for r in greedy)))
-    excess = sum(r.excess for r in greedy)
-    expected = entropy - (nll - excess)
-    return (nll - entropy) / spread > -_BAND and excess > expected / 2
-
-
-def _made(state: _State, verdict: Verdict, settled: bool, **more: Any) -> Decision:
+def _made(state: State, verdict: Verdict, settled: bool, **more: Any) -> Decision:
     against = np.maximum(state.flips, state.logprobs if state.use_logprobs else 0.0)
     return Decision(
         verdict=verdict,
@@ -273,7 +130,7 @@ def _made(state: _State, verdict: Verdict, settled: bool, **more: Any) -> Decisi
     )
 
 
-def _parent(state: _State, calibration: Calibration, rules: Rules, final: bool) -> Decision:
+def _parent(state: State, calibration: Calibration, rules: Rules, final: bool) -> Decision:
     """Nothing speaks against the parent: are the tiers ruled out?"""
     open_ = [
         name
@@ -291,6 +148,12 @@ def _parent(state: _State, calibration: Calibration, rules: Rules, final: bool) 
     if _gain(state, 0, distinct) > _MIXES:
         reason = "a few requests speak against the parent, too few to say so"
         return _made(state, "UNDERPOWERED", state.prompts >= rules.prompts, reasons=(reason,))
+    if state.doubtful:
+        reason = (
+            "the served tokens are the parent's within its noise floor, and the log-probabilities "
+            "are not: an unlisted recipe close to it, or an endpoint that alters log-probabilities"
+        )
+        return _made(state, "UNDERPOWERED", False, reasons=(reason,))
     near = [n for n in calibration.near if not state.out[state.names.index(n)]]
     notes = []
     if near:
@@ -308,7 +171,7 @@ def _parent(state: _State, calibration: Calibration, rules: Rules, final: bool) 
     )
 
 
-def _tier(state: _State, tiers: Sequence[int], rules: Rules, final: bool) -> Decision:
+def _tier(state: State, tiers: Sequence[int], rules: Rules, final: bool) -> Decision:
     """The parent is ruled out, and some tier is not."""
     best = max(tiers, key=lambda i: state.posterior[i])
     name = state.names[best]
@@ -331,7 +194,7 @@ def _tier(state: _State, tiers: Sequence[int], rules: Rules, final: bool) -> Dec
     return _made(state, "UNDERPOWERED", False, reasons=(reason,))
 
 
-def _gain(state: _State, single: int, among: Sequence[int] | None = None) -> float:
+def _gain(state: State, single: int, among: Sequence[int] | None = None) -> float:
     """Nats by which the best mixture explains the requests better than one reference."""
     columns = list(range(len(state.names))) if among is None else list(among)
     if not state.prompts:
@@ -341,15 +204,15 @@ def _gain(state: _State, single: int, among: Sequence[int] | None = None) -> flo
     return fit_mixture(table).log_likelihood - alone
 
 
-def _none_fits(state: _State, calibration: Calibration) -> Decision:
+def _none_fits(state: State, calibration: Calibration) -> Decision:
     """Every reference alone is ruled out."""
     mixed = _mixture(state)
     if mixed is not None:
         return mixed
     if state.looks_sampled:
         reason = (
-            "answers to temperature 0 look like samples: the endpoint does not honour the "
-            "temperature, so nothing can be compared"
+            "answers to temperature 0 are as unlikely as samples: the temperature is not honoured, "
+            "or another model or a hidden prompt stands behind them, so nothing can be compared"
         )
         return _made(state, "NOT_COMPARABLE", True, reasons=(reason,))
     reasons = (
@@ -359,7 +222,7 @@ def _none_fits(state: _State, calibration: Calibration) -> Decision:
     return _made(state, "UNLISTED", True, reasons=reasons)
 
 
-def _mixture(state: _State) -> Decision | None:
+def _mixture(state: State) -> Decision | None:
     """Two references, each request answered by one: only where that explains every request."""
     if state.prompts < 8 or len(state.names) < 2:
         return None
@@ -368,10 +231,10 @@ def _mixture(state: _State) -> Decision | None:
     first, second = sorted(int(i) for i in order[:2])
     if min(weights[first], weights[second]) < _LEAST_SHARE:
         return None
-    if float(_largest(_least(state.e, first, second))[0]) >= _CLEAR:
+    if float(largest(least(state.e, first, second))[0]) >= CLEAR:
         return None
-    shown = _least(state.e_logprobs, first, second)
-    if state.use_logprobs and float(_largest(shown)[0]) >= state.bar:
+    shown = least(state.e_logprobs, first, second)
+    if state.use_logprobs and float(largest(shown)[0]) >= state.bar:
         return None
     share = mixture_interval(state.by_request[:, first], state.by_request[:, second])
     if share[1] <= 0 or share[2] >= 1:
@@ -390,12 +253,6 @@ def _mixture(state: _State) -> Decision | None:
         state, "MIXED", True, tier=b if a == BASE else None, share=share, components=(a, b),
         reasons=reasons, warnings=notes,
     )  # fmt: skip
-
-
-def _least(e: Floats, first: int, second: int) -> Floats:
-    """E-values ``[N, 1]`` against "one of the two answered": at most that of the right one."""
-    least: Floats = e[:, [first, second]].min(axis=1, keepdims=True)
-    return least
 
 
 def _ordered(difference: Floats) -> str | None:

@@ -42,6 +42,7 @@ class Weighed:
         fit: ``[K, S]`` log-likelihood of the flips at scales up to the floor.
         e_logprobs: ``[K]`` the same e-value from returned log-probabilities; NaN without them.
         fit_logprobs: ``[K, S]`` their log-likelihood; 0 without them.
+        rms_logprobs: ``[K]`` ln of the root mean square of their differences; NaN without them.
         nll, entropy, variance: ``[R]`` summed over tokens, at temperature 1.
         excess: nats by which all served tokens are less likely under the parent than its own
             likeliest ones: 0 where the parent would have chosen every token.
@@ -56,6 +57,7 @@ class Weighed:
     fit: Floats
     e_logprobs: Floats
     fit_logprobs: Floats
+    rms_logprobs: Floats
     nll: Floats
     entropy: Floats
     variance: Floats
@@ -143,7 +145,7 @@ class Weigher:
             zeros = np.zeros(len(gap), dtype=np.int64)
             e.append(float(prompt_e_values(gap, flip, zeros, floor)[0]) if len(gap) else 1.0)
             fit.append(flip_log_likelihood(gap, flip, self._scales).sum(0))
-        e3, fit3 = self._logprobs(served, [scores[n] for n in names], bool(row.asked))
+        e3, fit3, rms3 = self._logprobs(served, [scores[n] for n in names], bool(row.asked))
         everyone = [*names, *(self.null if kind == "sampled" else ())]
         return Weighed(
             kind=kind,
@@ -154,6 +156,7 @@ class Weigher:
             fit=np.array(fit) if kind == "greedy" else np.zeros((len(names), _SCALES)),
             e_logprobs=e3,
             fit_logprobs=fit3,
+            rms_logprobs=rms3,
             nll=np.array([-scores[n].logp.sum() for n in everyone]),
             entropy=np.array([scores[n].entropy.sum() for n in everyone]),
             variance=np.array([scores[n].variance.sum() for n in everyone]),
@@ -164,12 +167,12 @@ class Weigher:
 
     def _logprobs(
         self, served: Served, scores: Sequence[TokenScores], asked: bool
-    ) -> tuple[Floats, Floats]:
+    ) -> tuple[Floats, Floats, Floats]:
         count = len(scores)
-        none = np.full(count, np.nan), np.zeros((count, _SCALES))
+        none = np.full(count, np.nan), np.zeros((count, _SCALES)), np.full(count, np.nan)
         if not asked:
             return none
-        e, fit = [], []
+        e, fit, rms = [], [], []
         for found in scores:
             parts = [
                 centred(np.array([v for _, v in _highest(top)]), local)
@@ -179,12 +182,13 @@ class Weigher:
             if not parts:
                 return none
             value = log_rms(parts)
+            rms.append(value)
             centre, spread = self.calibration.rms_centre, self.calibration.rms_spread
             e.append(float(scale_e_values([value], centre, spread)[0]))
             z = np.concatenate(parts)[:, None] / self._rms
             density: Any = student.logpdf(z, _NU) - np.log(self._rms)
             fit.append(_TEMPER * density.sum(0))
-        return np.array(e), np.array(fit)
+        return np.array(e), np.array(fit), np.array(rms)
 
 
 def _highest(top: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

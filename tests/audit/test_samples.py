@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evalq.audit.decide import _looks_sampled
 from evalq.audit.evidence import Weighed
+from evalq.audit.state import looks_sampled
 
 
 def answers(chooses: str, count: int, tokens: int, seed: int = 0) -> list[Weighed]:
@@ -27,8 +27,9 @@ def answers(chooses: str, count: int, tokens: int, seed: int = 0) -> list[Weighe
         rows.append(
             Weighed(
                 kind="greedy", probe=probe, spent=tokens, tokens=tokens, e=one, fit=one[None],
-                e_logprobs=one, fit_logprobs=one[None], nll=np.array([-logp.sum()]),
-                entropy=np.array([entropy * tokens]), variance=np.array([variance * tokens]),
+                e_logprobs=one, fit_logprobs=one[None], rms_logprobs=one,
+                nll=np.array([-logp.sum()]), entropy=np.array([entropy * tokens]),
+                variance=np.array([variance * tokens]),
                 excess=float((np.log(p[0]) - logp).sum()), gap=(), flip=(),
             )
         )  # fmt: skip
@@ -38,9 +39,9 @@ def answers(chooses: str, count: int, tokens: int, seed: int = 0) -> list[Weighe
 @pytest.mark.parametrize("count", [1, 4, 40])
 @pytest.mark.parametrize("chooses", ["parent", "other"])
 def test_choices_are_no_samples_however_few(chooses, count):
-    assert not _looks_sampled(answers(chooses, count, 32))
+    assert not looks_sampled(answers(chooses, count, 32))
 
 
 @pytest.mark.parametrize("count", [4, 16, 40])
 def test_samples_are_seen(count):
-    assert all(_looks_sampled(answers("sample", count, 32, seed)) for seed in range(20))
+    assert all(looks_sampled(answers("sample", count, 32, seed)) for seed in range(20))
