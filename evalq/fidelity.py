@@ -12,6 +12,7 @@ checked on the first window; an architecture where it does not keeps the logits 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["ParentPass", "Window", "compare_to_parent", "cut_windows", "run_parent"]
 
 _POSITIONS_AT_ONCE = 512
+_ITEMS = 4
+"""Items of evaluated text for each window that is asked for, as far as they are shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,8 @@ def cut_windows(
         named: windows carry the source's name; where it is a single document, each window counts
             as one for the intervals, which would else have nothing to be taken over.
         ends: one window a document, its last ``length`` tokens: before an item's own question come
-            examples that all items share.
+            examples that all items share. Of short ones there are four times ``count``, within as
+            many tokens.
 
     Raises:
         TaskError: no window is left.
@@ -110,7 +114,12 @@ def cut_windows(
             f"{source.name} holds no text to compare distributions on",
             hint="Give a longer text with fidelity.source.",
         )
-    return windows[:count]
+    if not ends:
+        return windows[:count]
+    # Items are short: several make a window's worth of text.
+    kept, room = windows[: _ITEMS * count], count * length
+    sizes = itertools.accumulate(len(w.ids) for w in kept)
+    return [w for w, size in zip(kept, sizes, strict=True) if size <= room] or kept[:1]
 
 
 def _batches(windows: Sequence[Window], size: int) -> Iterator[list[int]]:

@@ -159,3 +159,16 @@ def test_windows_cover_all_slices_and_never_span_documents() -> None:
     )
     with pytest.raises(TaskError, match="no text"):
         cut_windows(TextSource("e", (Document("", "d"),)), letters, 8, 8)
+
+
+def test_of_short_items_more_than_windows_are_taken_within_the_same_tokens():
+    class Words:
+        def __call__(self, text):
+            return {"input_ids": [len(word) for word in text.split()]}
+
+    short = TextSource("tasks", tuple(Document("a bb ccc", f"d{i}", "s") for i in range(50)))
+    assert len(cut_windows(short, Words(), 10, 3, named=True, ends=True)) == 10
+    assert len(cut_windows(short, Words(), 100, 3, named=True, ends=True)) == 12
+    long = TextSource("tasks", (Document("a " * 30 + "bb ccc", "d", "s"),))
+    (window,) = cut_windows(long, Words(), 4, 3, named=True, ends=True)
+    assert window.ids == (1, 1, 2, 3)
