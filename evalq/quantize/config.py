@@ -112,7 +112,10 @@ _DATA = {
         choices=("auto", "float32", "bfloat16"),
     ),
     "minimum_tokens": Option(
-        16, "expert layers that saw fewer tokens are reported, and not trained", low=1
+        16,
+        "expert layers that saw fewer tokens are reported (and learn no rounding, nor do those "
+        "with fewer tokens than inputs)",
+        low=1,
     ),
     "keep": Option(
         0.0,

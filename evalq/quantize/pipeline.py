@@ -104,7 +104,7 @@ def quantize_decoder_layer(
     _keep_changed(job, layer, name, before, wanted)
     if job.method.learns_rounding:
         replay.release(layer)
-        names = sorted(n for n in wanted if not _rarely_reached(job, f"{name}.{n}", seen[n].tokens))
+        names = sorted(n for n in wanted if _may_learn(job, f"{name}.{n}", seen[n]))
         _learn_rounding(job, layer, original, name, names, stream, index, seen)
     advance(layer, name, stream, index, replay)
 
@@ -192,7 +192,7 @@ def _statistics(
                 f"the inputs of {name}.{lead} hold NaN or infinite values",
                 hint="The parent overflows on the calibration text; try other text.",
             )
-        _check_reached(job, f"{name}.{lead}", statistics.tokens)
+        _check_reached(job, f"{name}.{lead}", statistics)
         for part in block.names[1:]:
             found[part] = statistics
     return found
@@ -202,26 +202,29 @@ def _is_expert(job: Job, name: str) -> bool:
     return any(name.startswith(f"{e}.") for e in job.experts)
 
 
-def _rarely_reached(job: Job, name: str, tokens: int) -> bool:
-    """Whether that layer is an expert's and saw too few tokens.
+def _may_learn(job: Job, name: str, statistics: InputStatistics) -> bool:
+    """Whether that layer learns its rounding: no expert does with fewer tokens than inputs.
 
-    Such an expert's rounding is not learned: steps of the gradient's sign move every weight as far,
-    however few tokens speak for it.
+    Their outputs do not determine its weights, and steps of the gradient's sign move every weight
+    as far, however few tokens speak for it: held-out KL rose (benchmarks/RESULTS.md).
     """
-    return _is_expert(job, name) and tokens < int(job.options["minimum_tokens"])
+    least = max(int(job.options["minimum_tokens"]), statistics.hessian.shape[0])
+    return not _is_expert(job, name) or statistics.tokens >= least
 
 
-def _check_reached(job: Job, name: str, tokens: int) -> None:
-    expert = _is_expert(job, name)
+def _check_reached(job: Job, name: str, statistics: InputStatistics) -> None:
+    expert, tokens = _is_expert(job, name), statistics.tokens
     if tokens == 0 and not expert:
         raise QuantizationError(
             f"no calibration token reached {name}",
             hint="Calibrate on other text, or leave the layer as it is with the option 'skip'.",
         )
-    left = "; its rounding was not learned" if job.method.learns_rounding else ""
+    left = ""
+    if job.method.learns_rounding and not _may_learn(job, name, statistics):
+        left = "; its rounding was not learned"
     if tokens == 0:
         left = "; it was rounded to nearest"
-    if _rarely_reached(job, name, tokens):
+    if expert and (left or tokens < int(job.options["minimum_tokens"])):
         job.warnings.append(f"{name}: only {tokens} calibration tokens reached this expert{left}")
 
 
@@ -262,7 +265,8 @@ def _finish_alike(
     weights = {name: get_weight(module) for name, module in modules.items()}
     scheme = job.scheme_of(_full(prefix, next(iter(modules))))
     joined = torch.cat(list(weights.values()))
-    quantized, stats = _quantize_joined(job, prefix, joined, statistics, scheme)
+    together = _full(prefix, ", ".join(modules))
+    quantized, stats = _quantize_joined(job, together, joined, statistics, scheme)
     start = 0
     for part, weight in weights.items():
         name = _full(prefix, part)
@@ -292,7 +296,7 @@ def _finish_alike(
 
 def _quantize_joined(
     job: Job,
-    prefix: str,
+    name: str,
     weight: Tensor,
     statistics: InputStatistics | None,
     scheme: WeightScheme,
@@ -307,7 +311,7 @@ def _quantize_joined(
         try:
             return gptq_weight(weight, statistics.hessian, scheme, job.scale_dtype, settings)
         except QuantizationError as error:
-            message = f"{prefix}: {error.message}"
+            message = f"{name}: {error.message}"
             raise type(error)(message, hint=error.hint) from None
     clip_search = bool(job.options["clip"])
     return awq_weight(weight, statistics.hessian, scheme, job.scale_dtype, clip_search), None

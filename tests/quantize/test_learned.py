@@ -80,3 +80,21 @@ def test_gradients_are_those_of_a_straight_through_estimate():
     (inputs @ values.T).square().sum().backward()
     torch.testing.assert_close(module.offset.grad, offset.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(module.growth.grad, growth.grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_an_expert_with_fewer_tokens_than_inputs_keeps_what_gptq_left(bits):
+    parent = tiny("mixtral", num_local_experts=8)
+    scheme = Scheme(WeightScheme(bits, PerGroup(32), symmetric=False))
+    calibration = random_calibration(4)
+    plain = quantize(parent, scheme, "gptq", calibration)
+    trained = quantize(parent, scheme, "gptq+signround", calibration, {"rounding_steps": 30})
+    inputs = {"gate_up_proj": 64, "down_proj": 128}
+    first = [r for r in trained.reports if ".layers.0." in r.name]
+    few = {r.name for r in first if r.tokens < inputs.get(r.name.rpartition(".")[2], 0)}
+    assert few
+    assert len(few) < 16
+    for report in first:
+        codes = (made.layers[report.name].codes for made in (plain, trained))
+        assert torch.equal(*codes) == (report.name in few), report
+    assert any("its rounding was not learned" in warning for warning in trained.warnings)
