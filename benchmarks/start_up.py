@@ -28,10 +28,12 @@ engine = TransformersEngine(load_parent("builtin", plan), plan)
 assert engine.plan([r for t in tasks for r in t.requests])
 """
 LM_EVAL = """
+import os
+os.chdir("suites/builtin")  # which its files are named from
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks import get_task_dict
-manager = TaskManager(include_path="suites/builtin")
+manager = TaskManager(include_path=".")
 task = get_task_dict(["builtin_products_long"], manager)["builtin_products_long"]
 task.build_all_requests(limit=8)
 assert task.instances
