@@ -97,11 +97,19 @@ def test_every_number_of_rows_of_every_scheme(
     dense = dense64(weight)
     for rows in ROWS:
         x = activations(rows, 267, dtype, rows)
-        x[0] = 0
-        x[-1, 17] = 3e3  # an outlier; with one row it is all there is
+        if rows > 1:
+            x[0] = 0
         result = quantized_matmul(x, packed)
         assert relative_error(result, expected(x, dense)) < TOLERANCE[dtype]
         assert torch.equal(result, quantized_matmul(x, packed))
+        outlier = x.clone()
+        outlier[-1, 17] = 3e3
+        got = quantized_matmul(outlier, packed)
+        # One product is then all of a sum, and no errors average out: the interpreter cuts
+        # bfloat16 numbers off, twice the error of hardware, which rounds them.
+        cut = 2 if dtype == torch.bfloat16 and not FULL else 1
+        assert relative_error(got, expected(outlier, dense)) < cut * TOLERANCE[dtype]
+        assert torch.equal(got[:-1], result[:-1])
         if rows == 1:
             continue
         assert not result[0].any()
