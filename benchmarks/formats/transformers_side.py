@@ -30,16 +30,21 @@ def made(directory: Path, layers: dict[str, QuantizedWeight], activations: int |
 
 
 def compared(directory: Path) -> str:
-    """Relative errors of transformers' logits against evalq's in float32, by dtype."""
-    errors = []
+    """Relative errors of transformers' logits: in the same dtype, and in bfloat16 to float32."""
+    logits = {}
     with torch.no_grad():
-        engine = EnginePlan(device="cpu", dtype="float32")
-        ours = load_artifact(directory, engine).module(TOKENS).logits
-        for dtype in (torch.float32, torch.bfloat16):
-            peer = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
-            theirs = peer(TOKENS).logits.float()
-            errors.append(f"{float((theirs - ours).norm() / ours.norm()):.2e}")
-    return f"{directory.name}: float32 {errors[0]}, bfloat16 {errors[1]}"
+        for name in ("float32", "bfloat16"):
+            model = load_artifact(directory, EnginePlan(device="cpu", dtype=name)).module
+            logits["ours", name] = model(TOKENS).logits.float()
+            peer = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, name))
+            logits["theirs", name] = peer(TOKENS).logits.float()
+    pairs = (("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "bfloat16"))
+    words = []
+    for mine, its in pairs:
+        ours = logits["ours", mine]
+        error = float((logits["theirs", its] - ours).norm() / ours.norm())
+        words.append(f"{its} to our {mine} {error:.2e}")
+    return f"{directory.name}: {', '.join(words)}"
 
 
 def main(out: Path) -> None:
