@@ -153,7 +153,7 @@ def _parent(state: State, calibration: Calibration, rules: Rules, final: bool) -
             "the served tokens are the parent's within its noise floor, and the log-probabilities "
             "are not: an unlisted recipe close to it, or an endpoint that alters log-probabilities"
         )
-        return _made(state, "UNDERPOWERED", False, reasons=(reason,))
+        return _made(state, "UNDERPOWERED", state.prompts >= rules.prompts, reasons=(reason,))
     near = [n for n in calibration.near if not state.out[state.names.index(n)]]
     notes = []
     if near:
