@@ -206,7 +206,7 @@ def _may_learn(job: Job, name: str, statistics: InputStatistics) -> bool:
     """Whether that layer learns its rounding: no expert does with fewer tokens than inputs.
 
     Their outputs do not determine its weights, and steps of the gradient's sign move every weight
-    as far, however few tokens speak for it: held-out KL rose (benchmarks/RESULTS.md).
+    as far, however few tokens speak for it (measured: benchmarks/RESULTS.md).
     """
     least = max(int(job.options["minimum_tokens"]), statistics.hessian.shape[0])
     return not _is_expert(job, name) or statistics.tokens >= least
