@@ -18,6 +18,8 @@ import sys
 import time
 
 EVALQ = """
+from evalq.run.warm import import_engine
+import_engine()  # as `evalq run` does
 from evalq.tasks.bridge import build
 from evalq.models.load import load_parent
 from evalq.models.hf import TransformersEngine

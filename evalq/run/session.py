@@ -57,6 +57,7 @@ from evalq.run.served import (
     without_local_measures,
 )
 from evalq.run.timing import PARENT, time_variants
+from evalq.run.warm import import_engine
 from evalq.schema import FidelityRecord, ItemRecord, content_hash
 from evalq.store import Journal, RunDirectory, read_table, write_table
 from evalq.tasks.consent import check_consent
@@ -168,6 +169,8 @@ def run_plan(plan: Plan, progress: Progress | None = None, command: str = "") ->
 
 
 def _measure(session: _Session) -> None:
+    if session.plan.parent_endpoint is None:
+        import_engine()
     import torch
 
     from evalq.models.load import load_parent
