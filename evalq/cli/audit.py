@@ -73,7 +73,10 @@ def _settings(api: str, text: str, probes: str, pool: int, max_tokens: int) -> A
 
 def _panel(parent: str, tiers: list[str] | None, device: str, remote: bool) -> Any:
     from evalq.audit.api import build_panel
+    from evalq.cli._memory import return_large_blocks
     from evalq.plan import parse_plan
+
+    return_large_blocks()
 
     plan = parse_plan({"engine": {"device": device, "trust_remote_code": remote}}, "evalq audit")
     return build_panel(parent, tiers or [], plan.engine)
