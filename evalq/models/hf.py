@@ -276,8 +276,10 @@ class TransformersEngine:
             try:
                 return run(prompts, stops, lanes=rows)
             except KernelError as error:
-                self._lanes = False
-                self.events.append(f"{error.message}: rows that finish take no other prompts")
+                # Of this batch alone: a resumed run, which begins with another, decides alike.
+                event = f"{error.message}: rows that finish take no other prompts"
+                if event not in self.events:
+                    self.events.append(event)
         parts = [slice(start, start + rows) for start in range(0, len(prompts), rows)]
         return [g for part in parts for g in run(prompts[part], stops[part])]
 

@@ -153,3 +153,17 @@ def test_out_of_memory_takes_fewer_rows_and_loses_nothing(monkeypatch):
     least = 0
     with pytest.raises(EvalqError, match="one request alone"):
         answers(TransformersEngine(model, EnginePlan()), asked)
+
+
+def test_each_batch_decides_for_itself_as_a_resumed_run_would(monkeypatch):
+    model = loaded("llama", byte_level_tokenizer())
+    engine = TransformersEngine(model, EnginePlan())
+    real = Forward.step_at
+    monkeypatch.setattr(Forward, "step_at", lambda *a: real(*a) * 1.1)
+    for _ in range(2):
+        engine.answer(requests(4))
+    assert len(engine.events) == 1
+    seen = []
+    monkeypatch.setattr(Forward, "step_at", lambda *a: (seen.append(1), real(*a))[1])
+    engine.answer(requests(4))
+    assert len(seen) > 1
