@@ -24,12 +24,11 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from benchmarks.engine_speed import Items, _instance, four_choice
+from benchmarks.engine_speed import Items, answer_all, four_choice, instance
 from evalq.models.base import LoadedModel
 from evalq.models.hf import TransformersEngine
 from evalq.models.load import load_parent
 from evalq.plan import EnginePlan
-from evalq.schema import Request
 from evalq.tasks.bridge import build
 
 TIE = 1e-3
@@ -58,24 +57,15 @@ def asked(given: argparse.Namespace) -> dict[str, Items]:
     return found
 
 
-def ours(model: LoadedModel, requests: list[Request]) -> tuple[list[Any], list[str]]:
-    engine = TransformersEngine(model, EnginePlan(device="cpu"))
-    out: list[Any] = [None] * len(requests)
-    for batch in engine.plan(requests):
-        for i, response in zip(batch, engine.answer([requests[i] for i in batch]), strict=True):
-            out[i] = response
-    return out, engine.events
-
-
-def choices(lm: HFLM, items: Items, answers: list[Any]) -> dict[str, Any]:
+def choices(lm: HFLM, items: Items, said: list[Any]) -> dict[str, Any]:
     """Decisions and log-likelihoods."""
-    instances = [_instance(r) for item in items for r in item]
+    instances = [instance(r) for item in items for r in item]
     reference = lm.loglikelihood(instances, disable_tqdm=True)
-    largest = max(abs(a.logprob - value) for a, (value, _) in zip(answers, reference, strict=True))
-    greedy = sum(a.greedy != g for a, (_, g) in zip(answers, reference, strict=True))
+    largest = max(abs(a.logprob - value) for a, (value, _) in zip(said, reference, strict=True))
+    greedy = sum(a.greedy != g for a, (_, g) in zip(said, reference, strict=True))
     alike = ties = place = 0
     for item in items:
-        mine = [a.logprob for a in answers[place : place + len(item)]]
+        mine = [a.logprob for a in said[place : place + len(item)]]
         theirs = [float(v) for v, _ in reference[place : place + len(item)]]
         place += len(item)
         if mine.index(max(mine)) == theirs.index(max(theirs)):
@@ -104,12 +94,12 @@ def margin(exact: Any, tokenizer: Any, context: str, mine: str, theirs: str) -> 
     return float(best[0] - best[1])
 
 
-def texts(lm: HFLM, model: LoadedModel, items: Items, answers: list[Any]) -> dict[str, Any]:
+def texts(lm: HFLM, model: LoadedModel, items: Items, said: list[Any]) -> dict[str, Any]:
     """Generations."""
-    reference = lm.generate_until([_instance(i[0]) for i in items], disable_tqdm=True)
+    reference = lm.generate_until([instance(i[0]) for i in items], disable_tqdm=True)
     apart = [
         (item[0], a.text, text)
-        for item, a, text in zip(items, answers, reference, strict=True)
+        for item, a, text in zip(items, said, reference, strict=True)
         if a.text != text
     ]
     margins: list[float] = []
@@ -120,7 +110,7 @@ def texts(lm: HFLM, model: LoadedModel, items: Items, answers: list[Any]) -> dic
         "alike": len(items) - len(apart),
         "ties": sum(m < TIE for m in margins),
         "margins": margins,
-        "tokens": sum(a.tokens_out for a in answers),
+        "tokens": sum(a.tokens_out for a in said),
     }
 
 
@@ -139,16 +129,17 @@ def main() -> None:
     for name, items in asked(given).items():
         requests = [r for item in items for r in item]
         began = time.perf_counter()
-        answers, events = ours(model, requests)
+        engine = TransformersEngine(model, EnginePlan(device="cpu"))
+        said = answer_all(engine, requests)
         middle = time.perf_counter()
         generates = requests[0].kind == "generate_until"
         lm = HFLM(
             pretrained=model.module, tokenizer=model.tokenizer, batch_size=1 if generates else 8
         )
-        found = texts(lm, model, items, answers) if generates else choices(lm, items, answers)
+        found = texts(lm, model, items, said) if generates else choices(lm, items, said)
         seconds = {"evalq_s": middle - began, "hflm_s": time.perf_counter() - middle}
         row = {"parent": given.parent, "task": name, "items": len(items), **found, **seconds}
-        print(json.dumps({**row, "events": events}), flush=True)
+        print(json.dumps({**row, "events": engine.events}), flush=True)
 
 
 if __name__ == "__main__":

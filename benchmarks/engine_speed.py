@@ -31,7 +31,7 @@ from evalq.models.base import LoadedModel
 from evalq.models.hf import TransformersEngine
 from evalq.models.load import load_parent
 from evalq.plan import EnginePlan
-from evalq.schema import Request
+from evalq.schema import Request, Response
 
 SHOTS = 5
 Items = list[list[Request]]
@@ -124,15 +124,19 @@ def random_model(tokenizer: str, device: str, dtype: torch.dtype) -> LoadedModel
     return replace(like, name="random-1b", module=module, tokenizer=tokens, dtype=dtype)
 
 
+def answer_all(engine: TransformersEngine, requests: list[Request]) -> list[Response]:
+    """All requests through plan and answer, in their order."""
+    out: dict[int, Response] = {}
+    for batch in engine.plan(requests):
+        out |= zip(batch, engine.answer([requests[i] for i in batch]), strict=True)
+    return [out[i] for i in range(len(requests))]
+
+
 def ours(model: LoadedModel, items: Items, plan: EnginePlan) -> tuple[float, list[Any]]:
     """Seconds, planning included, and the answers in order."""
     requests = [r for item in items for r in item]
     start = time.perf_counter()
-    engine = TransformersEngine(model, plan)
-    out: list[Any] = [None] * len(requests)
-    for batch in engine.plan(requests):
-        for i, response in zip(batch, engine.answer([requests[i] for i in batch]), strict=True):
-            out[i] = response
+    out = answer_all(TransformersEngine(model, plan), requests)
     _finish(model)
     return time.perf_counter() - start, [_said(r) for r in out]
 
@@ -140,7 +144,7 @@ def ours(model: LoadedModel, items: Items, plan: EnginePlan) -> tuple[float, lis
 def theirs(model: LoadedModel, items: Items, batch: int) -> tuple[float, list[Any]]:
     """The same with HFLM."""
     lm = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=batch)
-    instances = [_instance(r) for item in items for r in item]
+    instances = [instance(r) for item in items for r in item]
     ask: Callable[..., list[Any]] = getattr(lm, instances[0].request_type)
     start = time.perf_counter()
     answers = ask(instances, disable_tqdm=True)
@@ -148,7 +152,7 @@ def theirs(model: LoadedModel, items: Items, batch: int) -> tuple[float, list[An
     return time.perf_counter() - start, answers
 
 
-def _instance(request: Request) -> Instance:
+def instance(request: Request) -> Instance:
     arguments: tuple[Any, ...] = (request.context, request.continuation)
     if request.kind == "generate_until":
         options = {"until": list(request.until), "do_sample": False}

@@ -227,7 +227,7 @@ class Forward:
         self._module = module
         self.tokens = tokens
         self.enough = ENOUGH.get(module.device.type, ENOUGH["cpu"])
-        self._limits = (tokens, logits)
+        self._logits = logits
         self._positions = "position_ids" in names
         self._keep = "logits_to_keep" in names
         head: Any = module.get_output_embeddings  # which transformers leaves untyped
@@ -301,12 +301,12 @@ class Forward:
             raise ValueError("rows of one length only: groups of the cache are counted in columns")
         start, first = 0, width - keep
         while start < width:
-            end = min(width, start + max(1, self._limits[0] // len(rows)))
+            end = min(width, start + max(1, self.tokens // len(rows)))
             if self.kv_bits is not None:
                 end = min(end, start + kvcache.GROUP - state.read % kvcache.GROUP)
             if end > first:
                 # Only as many of the kept columns as their logits have room.
-                end = min(end, max(start, first) + max(1, self._limits[1] // len(rows)))
+                end = min(end, max(start, first) + max(1, self._logits // len(rows)))
             wide = max(1, end - max(start, first))
             logits = self._run(
                 state, tokens[:, start:end], None if full else mask[:, start:end], wide

@@ -134,7 +134,6 @@ class Lanes:
         prompts: reads them.
         rows: how many.
         length: tokens of the longest row, generated ones included.
-        graphs: capture the step as a CUDA graph where the model is on CUDA.
 
     Raises:
         KernelError: the step gives other logits than the model's own cache does, or cannot be
@@ -143,9 +142,7 @@ class Lanes:
 
     refills = True
 
-    def __init__(
-        self, forward: Forward, prompts: Prompts, rows: int, length: int, graphs: bool = True
-    ) -> None:
+    def __init__(self, forward: Forward, prompts: Prompts, rows: int, length: int) -> None:
         self.rows = rows
         self._forward, self._prompts = forward, prompts
         self._slots = -(-length // _GRAIN) * _GRAIN
@@ -154,7 +151,7 @@ class Lanes:
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=forward.device)
         self._layers: list[_LaneLayer] = []
         self._used: set[int] = set()
-        self._graphs = graphs and forward.device.type == "cuda"
+        self._graphs = forward.device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
         self._checked = False

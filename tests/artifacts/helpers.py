@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from evalq.artifacts.identity import hash_directory
 from evalq.artifacts.write import Contents, StoredTypes, write_model
 from evalq.kernels.packing import QuantizedWeight, group_count
 from evalq.schema import WeightScheme
@@ -37,6 +44,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+
+
+def saved_parent(module: PreTrainedModel, path: Path) -> SimpleNamespace:
+    """A module saved to ``path``, as a parent that artifacts are made of."""
+    module.save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return SimpleNamespace(
+        name="tiny",
+        hash=hash_directory(path),
+        module=module,
+        tokenizer=tiny_tokenizer(),
+        source=SimpleNamespace(path=path, kind="directory"),
+    )
 
 
 def random_weight(

@@ -2,13 +2,11 @@
 
 import itertools
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from evalq.artifacts.identity import hash_directory
 from evalq.artifacts.make import make_artifact
 from evalq.errors import PlanError, QuantizationError
 from evalq.models.load import load_artifact
@@ -16,7 +14,7 @@ from evalq.plan import EnginePlan
 from evalq.quantize.api import quantize
 from evalq.quantize.mixed import keep_share
 from evalq.schema import PerGroup, Scheme, WeightScheme
-from tests.artifacts.helpers import tiny_tokenizer
+from tests.artifacts.helpers import saved_parent
 from tests.quantize.tiny import mean_kl, random_calibration, random_tokens, tiny, with_weights_of
 
 SCHEME = WeightScheme(3, PerGroup(32), symmetric=False)
@@ -64,17 +62,7 @@ def test_kept_layers_have_their_bits_and_lower_the_divergence(name, method):
 
 
 def test_the_same_layers_are_kept_again_and_the_artifact_says_which(tmp_path):
-    parent_path = tmp_path / "parent"
-    module = tiny()
-    module.save_pretrained(parent_path)
-    tiny_tokenizer().save_pretrained(parent_path)
-    parent = SimpleNamespace(
-        name="tiny",
-        hash=hash_directory(parent_path),
-        module=module,
-        tokenizer=tiny_tokenizer(),
-        source=SimpleNamespace(path=parent_path, kind="directory"),
-    )
+    parent = saved_parent(tiny(), tmp_path / "parent")
     scheme = Scheme(WeightScheme(4, PerGroup(32)))
     for bits in (8, 16):
         made = [
@@ -107,7 +95,7 @@ def test_the_same_layers_are_kept_again_and_the_artifact_says_which(tmp_path):
         if bits == 16:
             for layer in kept["layers"]:
                 weight = ours.module.get_submodule(layer).weight
-                assert torch.equal(weight, module.get_submodule(layer).weight)
+                assert torch.equal(weight, parent.module.get_submodule(layer).weight)
 
 
 def test_what_keeps_nothing_is_refused():

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from evalq.artifacts.identity import hash_directory
 from evalq.artifacts.make import make_artifact
 from evalq.errors import QuantizationError
 from evalq.kernels.tokens import round_tokens
@@ -19,7 +17,7 @@ from evalq.quantize.api import quantize
 from evalq.quantize.job import InputStatistics, Reading
 from evalq.quantize.smooth import joint_error, search_smoothing
 from evalq.schema import PerChannel, PerGroup, Scheme, WeightScheme
-from tests.artifacts.helpers import tiny_tokenizer
+from tests.artifacts.helpers import saved_parent
 from tests.quantize.tiny import mean_kl, random_calibration, random_tokens, tiny, with_weights_of
 
 W8 = WeightScheme(8, PerChannel())
@@ -136,17 +134,7 @@ def test_kept_tokens_do_not_depend_on_the_batches():
 
 
 def test_the_artifact_loads_in_transformers_with_the_same_logits(tmp_path):
-    path = tmp_path / "parent"
-    model = with_outliers()
-    model.save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    parent = SimpleNamespace(
-        name="tiny",
-        hash=hash_directory(path),
-        module=model,
-        tokenizer=tiny_tokenizer(),
-        source=SimpleNamespace(path=path, kind="directory"),
-    )
+    parent = saved_parent(with_outliers(), tmp_path / "parent")
     made = make_artifact(parent, W8A8, "smoothquant", random_calibration(), {}, 0, tmp_path / "a")
     assert made.manifest["engines"]["transformers"]["loads"]
     config = json.loads((made.path / "config.json").read_text())
@@ -157,7 +145,7 @@ def test_the_artifact_loads_in_transformers_with_the_same_logits(tmp_path):
     tokens = random_tokens(2, 32, seed=4)
     with torch.no_grad():
         difference = (peer(tokens).logits - ours.module(tokens).logits).abs().max()
-        plain = (model(tokens).logits - ours.module(tokens).logits).abs().max()
+        plain = (parent.module(tokens).logits - ours.module(tokens).logits).abs().max()
     assert difference < 1e-4
     assert plain > 10 * difference
 
