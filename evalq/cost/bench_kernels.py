@@ -173,7 +173,8 @@ def bench_kernels(
     out: list[dict[str, Any]] = []
     for columns, size in shapes:
         for scheme in schemes:
-            weight = _weight(scheme, (size, columns), kind)
+            # Packed and dequantized many times over: on a GPU in milliseconds, not seconds.
+            weight = _weight(scheme, (size, columns), kind).to(target)
             names = ["torch", "evalq", *(n for n in against if n != "torch")]
             calls = {name: _products(name, weight, target, kind) for name in names}
             packed = pack(weight, target, kind)

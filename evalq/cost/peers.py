@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ def _zeros(weight: QuantizedWeight) -> Tensor:
 
     if weight.zeros is not None:
         return weight.zeros
-    return torch.full(weight.scales.shape, 1 << (weight.scheme.bits - 1), dtype=torch.uint8)
+    return torch.full_like(weight.scales, 1 << (weight.scheme.bits - 1), dtype=torch.uint8)
 
 
 def _torch(weight: QuantizedWeight, device: torch.device, dtype: torch.dtype) -> Product:
@@ -106,7 +107,11 @@ def _tinygemm(weight: QuantizedWeight, device: torch.device, dtype: torch.dtype)
 
 
 def _gemlite(weight: QuantizedWeight, device: torch.device, dtype: torch.dtype) -> Product | None:
-    """gemlite (0.6): its launches are its own, from the configurations that it ships."""
+    """gemlite (0.6): its launches are its own.
+
+    They come from the configurations that it ships for a GPU's name; for another GPU it tunes
+    each of them at its first product, which takes seconds a shape and number of rows.
+    """
     size, columns = _group(weight), weight.shape[1]
     if weight.scheme.bits not in (8, 4, 2) or columns % 32 or columns % size or size < 16:
         return None
@@ -121,19 +126,16 @@ def _gemlite(weight: QuantizedWeight, device: torch.device, dtype: torch.dtype) 
     return layer
 
 
-def _marlin_modules() -> tuple[Any, Any, Any]:
-    """Marlin's helpers, the module that has its repacking, and the types of its weights."""
+def _marlin_modules(dtype: torch.dtype) -> tuple[Any, Callable[..., Any], Any]:
+    """Marlin's helpers, its repacking, and the types of its weights."""
     if find_spec("vllm"):
-        utils = "vllm.model_executor.layers.quantization.utils.marlin_utils"
-        names = (utils, "vllm._custom_ops", "vllm.scalar_type")
-    else:
-        names = (
-            "gptqmodel.utils.marlin",
-            "gptqmodel.utils.marlin",
-            "gptqmodel.utils.marlin_scalar_type",
-        )
-    utils_, ops, types = (import_module(name) for name in names)
-    return utils_, ops, types.scalar_types
+        utils = import_module("vllm.model_executor.layers.quantization.utils.marlin_utils")
+        repack = import_module("vllm._custom_ops").gptq_marlin_repack
+        return utils, repack, import_module("vllm.scalar_type").scalar_types
+    utils = import_module("gptqmodel.utils.marlin")
+    # GPTQModel compiles an extension a dtype, of minutes each: the one that multiplies repacks too.
+    repack = partial(utils.gptq_marlin_repack, dtype=dtype)
+    return utils, repack, import_module("gptqmodel.utils.marlin_scalar_type").scalar_types
 
 
 def _marlin(weight: QuantizedWeight, device: torch.device, dtype: torch.dtype) -> Product | None:
@@ -147,14 +149,14 @@ def _marlin(weight: QuantizedWeight, device: torch.device, dtype: torch.dtype) -
         return None
     if columns % 128 or out % 64 or dtype not in (torch.float16, torch.bfloat16):
         return None
-    utils, ops, types = _marlin_modules()
+    utils, repack, types = _marlin_modules(dtype)
     per = 32 // bits
     codes = weight.codes.to(device).T.reshape(columns // per, per, out).to(torch.int64)
     shifts = torch.arange(per, device=device, dtype=torch.int64)[None, :, None] * bits
     # The top code's bits reach the sign of an int32.
     words = (codes << shifts).sum(1).to(torch.int32).contiguous()
     none = torch.empty(0, dtype=torch.int32, device=device)
-    packed = ops.gptq_marlin_repack(words, none, columns, out, bits)
+    packed = repack(words, none, columns, out, bits)
     scales = utils.marlin_permute_scales(
         weight.scales.to(device, dtype).T.contiguous(),
         columns,

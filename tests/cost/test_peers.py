@@ -59,8 +59,9 @@ def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
 def gptqmodel(monkeypatch: pytest.MonkeyPatch, seen: dict[str, Any]) -> None:
     """GPTQModel 7.7's helpers of Marlin; the product is taken from what they were given."""
 
-    def repack(words: Any, perm: Any, size_k: int, size_n: int, num_bits: int) -> Any:
+    def repack(words: Any, perm: Any, size_k: int, size_n: int, num_bits: int, dtype: Any) -> Any:
         assert perm.numel() == 0
+        assert dtype == BF16, "its fp16 extension would be compiled for the repacking alone"
         seen.update(words=words, size=(size_k, size_n), bits=num_bits)
         return words
 
