@@ -8,6 +8,7 @@ with text of our own. Task files name these functions as lm-eval's ``custom_data
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,8 @@ _NOUNS = (
 _WHO = ("The baker", "A neighbour", "The clerk", "Our teacher", "A traveller", "The gardener")
 _DID = ("walked past", "looked after", "asked about", "wrote down", "carried away", "waited for")
 _WHEN = ("before noon", "in the rain", "on Tuesday", "without a word", "for an hour", "once more")
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples, modulo 1, spread evenly however many there are (Knuth, TAOCP 3, 6.4)."""
 
 Line = Callable[[], str]
 
@@ -105,14 +108,17 @@ def key_value(characters: int, items: int, seed: int = 0, **_: Any) -> dict[str,
 
 
 def needle(characters: int, items: int, seed: int = 0, **_: Any) -> dict[str, Any]:
-    """One code among sentences of no matter, at a depth that moves evenly; as ``key_value``."""
+    """One code among sentences of no matter; as ``key_value``.
+
+    Depths follow the golden ratio, so that the first items of a task (a limit) lie at all of them.
+    """
     _check(characters, items)
     out = []
     for number in range(items):
         rng = random.Random(f"needle/{seed}/{number}")
         name, code = next(_names(rng)), _code(rng)
         lines = _filled(lambda rng=rng: _filler(rng), characters - 160)  # type: ignore[misc]
-        lines.insert(number * len(lines) // items, f"The code of the {name} is {code}.")
+        lines.insert(int(number * _GOLDEN % 1 * len(lines)), f"The code of the {name} is {code}.")
         question = f"Question: what is the code of the {name}?\nAnswer: The code of the {name} is"
         out.append({"prompt": "\n".join([*lines, question]), "target": code})
     return _split(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -18,7 +19,7 @@ def test_items_are_fixed_by_their_arguments(make, size: int) -> None:  # type: i
     rows = make(characters=size, items=20, seed=3)["test"].to_list()
     assert rows == make(characters=size, items=20, seed=3)["test"].to_list()
     assert rows != make(characters=size, items=20, seed=4)["test"].to_list()
-    assert rows[:5] == make(characters=size, items=5, seed=3)["test"].to_list() or make is needle
+    assert rows[:5] == make(characters=size, items=5, seed=3)["test"].to_list()
     assert len({row["prompt"] for row in rows}) == 20
     assert all(0.6 * size <= len(row["prompt"]) <= size + 20 for row in rows)
     assert all(re.fullmatch(r"\d{4}", row["target"]) for row in rows)
@@ -34,12 +35,14 @@ def test_a_code_stands_once_and_is_the_one_asked_for(make) -> None:  # type: ign
         assert found == [row["target"]]
 
 
-def test_needles_lie_at_all_depths() -> None:
-    rows = needle(characters=3000, items=50)["test"].to_list()
-    depths = [row["prompt"].index("The code of") / len(row["prompt"]) for row in rows]
-    assert min(depths) < 0.05
-    assert max(depths) > 0.85
-    assert depths == sorted(depths) or sum(a < b for a, b in zip(depths, depths[1:])) > 40  # noqa: B905, RUF007
+@pytest.mark.parametrize("first", [10, 30, 100])
+def test_needles_lie_at_all_depths_whatever_the_limit(first: int) -> None:
+    rows = needle(characters=3000, items=100)["test"].to_list()[:first]
+    depths = sorted(row["prompt"].index("The code of") / len(row["prompt"]) for row in rows)
+    assert depths[0] < 0.05
+    assert depths[-1] > 0.85
+    gaps = [after - before for before, after in itertools.pairwise(depths)]
+    assert max(gaps) < 1.9 / first + 0.03  # a line is 2 % of the prompt
 
 
 def test_a_chain_leads_to_its_value() -> None:
