@@ -125,6 +125,15 @@ class Run:
         return label
 
     @cached_property
+    def kv_bits(self) -> Mapping[str, int]:
+        """Bits that each variant's KV cache was rounded to in the evaluation; 16 is as it is."""
+        planned = {
+            str(v.get("name")): v.get("kv_bits")
+            for v in self.info.get("plan", {}).get("variants", ())
+        }
+        return {name: int(planned.get(name) or 16) for name in self.variants}
+
+    @cached_property
     def measured(self) -> tuple[str, ...]:
         """Labels that have item records, in the run's order."""
         present = set(self.items["variant"].unique())

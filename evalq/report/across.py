@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ import pandas as pd
 from evalq import stats
 from evalq.compare import Entrant, Run, Shared, SliceResult, shared_items
 from evalq.errors import PlanError
-from evalq.memory import cache_shape, kv_cache_bytes
-from evalq.report.capacity import parent_config
+from evalq.memory import cache_shape
+from evalq.report.capacity import cache_bytes, parent_config
 from evalq.report.frames import ReportData, collect
 from evalq.report.text import bytes_text, interval_text, pp
 from evalq.schema import slice_ancestors
@@ -116,8 +116,8 @@ def parse_memory(text: str) -> float:
     return value * float(1024 if unit.endswith("i") else 1000) ** ("kmgt".index(unit[0]) + 1)
 
 
-def _caches(runs: Sequence[Run]) -> tuple[int, list[int]] | None:
-    """A context that every parent allows, and the bytes of one cache of it by run."""
+def _caches(runs: Sequence[Run]) -> tuple[int, list[dict[str, int]]] | None:
+    """A context that every parent allows, and the bytes of one cache of it by run and variant."""
     shapes = []
     for run in runs:
         config = parent_config(run)
@@ -126,11 +126,17 @@ def _caches(runs: Sequence[Run]) -> tuple[int, list[int]] | None:
         except PlanError:
             return None
     context = min([_CONTEXT, *(s.longest for s in shapes if s.longest)])
-    return context, [kv_cache_bytes(s, context) for s in shapes]
+    return context, [
+        {name: cache_bytes(shape, context, bits) for name, bits in run.kv_bits.items()}
+        for run, shape in zip(runs, shapes, strict=True)
+    ]
 
 
 def _places(
-    shared: Shared, data: Sequence[ReportData], caches: list[int] | None, resamples: int
+    shared: Shared,
+    data: Sequence[ReportData],
+    caches: Sequence[Mapping[str, int]] | None,
+    resamples: int,
 ) -> list[Place]:
     columns, sizes, needs = [], [], []
     for column, entrant in enumerate(shared.entrants):
@@ -138,7 +144,7 @@ def _places(
         if size:
             columns.append(column)
             sizes.append(size)
-            needs.append(size + (caches[entrant.run] if caches else 0))
+            needs.append(size + (caches[entrant.run][entrant.variant] if caches else 0))
     scores = shared.scores[:, columns]
     on = stats.pareto(np.array(needs), scores.mean(axis=0))
     rng = np.random.default_rng(0)

@@ -14,7 +14,15 @@ from evalq.errors import PlanError
 from evalq.memory import CacheShape, cache_shape, kv_cache_bytes, users_that_fit
 from evalq.report.frames import ReportData
 
-__all__ = ["DEVICES", "Capacity", "Peak", "capacity", "capacity_table", "parent_config"]
+__all__ = [
+    "DEVICES",
+    "Capacity",
+    "Peak",
+    "cache_bytes",
+    "capacity",
+    "capacity_table",
+    "parent_config",
+]
 
 DEVICES: Mapping[str, float] = {
     name: float(name.split()[0]) * 1e9 for name in ("16 GB", "24 GB", "80 GB", "141 GB")
@@ -71,13 +79,6 @@ def parent_config(run: Run) -> Mapping[str, Any] | None:
     return stored if isinstance(stored, Mapping) and stored else None
 
 
-def _kv_bits(run: Run) -> dict[str, int]:
-    planned = {
-        str(v.get("name")): v.get("kv_bits") for v in run.info.get("plan", {}).get("variants", ())
-    }
-    return {name: int(planned.get(name) or 16) for name in run.variants}
-
-
 def _peak(data: ReportData, name: str, shape: CacheShape, weights: float) -> Peak | None:
     rows = data.run.costs[data.run.costs["variant"] == name]
     measured = data.costs[name].peak_memory_bytes
@@ -95,7 +96,8 @@ def _peak(data: ReportData, name: str, shape: CacheShape, weights: float) -> Pea
     return Peak(measured, held + cache, batch * tokens)
 
 
-def _cache(shape: CacheShape, context: int, bits: int) -> int:
+def cache_bytes(shape: CacheShape, context: int, bits: int) -> int:
+    """Bytes of one sequence's cache kept in so many bits, scales and exact tokens included."""
     return kv_cache_bytes(shape, context, kv_bits_stored(bits, context))
 
 
@@ -113,11 +115,11 @@ def capacity(data: ReportData) -> Capacity | str:
     contexts += (longest,) if longest <= _CONTEXTS[-1] else ()
     at = min(8192, longest)
     weights = {n: c.bytes for n, c in data.costs.items() if c.bytes}
-    bits = _kv_bits(data.run)
+    bits = data.run.kv_bits
     memory, users, peaks = {}, {}, {}
     for name, size in weights.items():
-        memory[name] = tuple(size + _cache(shape, c, bits[name]) for c in contexts)
-        each = _cache(shape, at, bits[name])
+        memory[name] = tuple(size + cache_bytes(shape, c, bits[name]) for c in contexts)
+        each = cache_bytes(shape, at, bits[name])
         users[name] = tuple(users_that_fit(m, size, each) for m in DEVICES.values())
         peak = _peak(data, name, shape, size)
         if peak is not None:

@@ -117,6 +117,18 @@ def test_memory_counts_the_cache_where_every_parent_is_known(tmp_path: Path) -> 
     assert place.need - place.bytes == 2048 * 2 * 2 * 128 * 2
 
 
+def test_a_rounded_cache_counts_its_own_bits(tmp_path: Path) -> None:
+    paths = _two(tmp_path, **LLAMA)
+    plan = json.loads((paths[0] / "run.json").read_text())["plan"]
+    plan["variants"][0]["kv_bits"] = 4
+    change_info(paths[0], plan=plan)
+    found = across([load_run(p) for p in paths], None, 20)
+    extra = {p.entrant.label: p.need - p.bytes for p in found.places}
+    # The last 128 tokens in 16 bits, the others in 4 with 32 bits of scale and least value a 32.
+    assert extra[f"small · {V[0]}"] == 2 * 2 * 128 * (128 * 16 + 1920 * 5) / 8
+    assert extra[f"small · {V[1]}"] == extra[f"large · {V[0]}"] == 2048 * 2 * 2 * 128 * 2
+
+
 def test_sizes_of_memory() -> None:
     assert parse_memory("24GB") == 24e9
     assert parse_memory("24 gib") == 24 * 2**30
