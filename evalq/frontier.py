@@ -399,8 +399,31 @@ def recommend(
     name = chosen.variant if chosen else run.parent
     saving = 1 - chosen.bytes / parent_bytes if chosen and parent_bytes else 0.0
     why = _why(run, name, candidates, {c.variant: c for c in comparisons}, plan)
-    why += _unsized_text(unsized, plan)
+    why += _caches_text(run, name, candidates, plan) + _unsized_text(unsized, plan)
     return Recommendation(name, why, saving, tuple(candidates), unsized)
+
+
+def _caches_text(
+    run: Run, chosen: str, candidates: Sequence[Candidate], plan: RecommendPlan
+) -> str:
+    """What was shown of rounded KV caches over the chosen weights: they take as many bytes on disk,
+    so size alone would never name them."""
+    if run.kv_bits[chosen] != 16:
+        return ""
+    weights = [run.variant_info(chosen).get(key) for key in ("path", "bytes")]
+    alike = [
+        c
+        for c in candidates
+        if run.kv_bits[c.variant] != 16
+        and [run.variant_info(c.variant).get(key) for key in ("path", "bytes")] == weights
+    ]
+    alike.sort(key=lambda c: (-run.kv_bits[c.variant], c.variant))
+    margins = f"{plan.margin_pp:g} pp overall and {plan.slice_margin_pp:g} pp a slice"
+    kept = ", ".join(c.variant for c in alike if c.qualifies)
+    others = "; ".join(f"{c.variant}: {c.reasons[0]}" for c in alike if not c.qualifies)
+    start = " The same weights with a smaller KV cache are"
+    text = f"{start} shown to stay within {margins} as {kept}." if kept else ""
+    return text + (f"{start} not shown to stay within {margins} as {others}." if others else "")
 
 
 def _unsized_text(unsized: Mapping[str, tuple[str, ...]], plan: RecommendPlan) -> str:

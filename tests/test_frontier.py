@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from evalq.compare.runs import Run
 from evalq.errors import ComparisonError
 from evalq.frontier import frontier, recommend, variant_costs
 from evalq.plan import RecommendPlan
-from tests.synthetic import change_items, write_run
+from tests.synthetic import change_info, change_items, write_run
 
 SMALL = ("rtn-w8-g128", "rtn-w4-g128", "rtn-w2-g128")
 
@@ -138,6 +139,30 @@ def test_of_equal_sizes_the_better_one(tmp_path: Path) -> None:
         write_run(tmp_path / "r", variants=variants, items=900, slices=("a",), loss=loss)
     )
     assert _recommend(run).variant == "awq-w4-g128"
+
+
+def test_rounded_caches_over_the_chosen_weights_are_judged_in_words(tmp_path: Path) -> None:
+    """They are as large on disk, so that no sentence on smaller variants would name them."""
+    names = ("gptq-w8-g128", "gptq-w2-g128", "rtn-w4-g128")
+    loss = {"gptq-w8-g128": 0.0, "gptq-w2-g128": 0.5, "rtn-w4-g128": 0.9}
+    path = write_run(tmp_path / "r", variants=names, items=400, slices=("a", "b"), loss=loss)
+    info = json.loads((path / "run.json").read_text())
+    for entry in info["variants"][1:3]:
+        entry["bytes"] = info["variants"][0]["bytes"]
+    for variant, bits in zip(info["plan"]["variants"], (8, 2, 4), strict=True):
+        variant["kv_bits"] = bits
+    change_info(path, variants=info["variants"], plan=info["plan"])
+    costs = pd.read_parquet(path / "costs.parquet")
+    costs[~costs["variant"].isin(names[:2])].to_parquet(path / "costs.parquet", index=False)
+    found = _recommend(load_run(path))
+    assert found.variant == "parent"
+    same = "The same weights with a smaller KV cache are"
+    assert (
+        f"{same} shown to stay within 2 pp overall and 5 pp a slice as gptq-w8-g128." in found.why
+    )
+    assert f"{same} not shown to stay within" in found.why
+    assert "as gptq-w2-g128: overall it loses more than 2 pp" in found.why
+    assert found.why.count("rtn-w4-g128") == 1  # other weights: a smaller variant, not a cache
 
 
 def test_a_recommendation_needs_the_parent_as_baseline(tmp_path: Path) -> None:
