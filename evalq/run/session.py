@@ -372,13 +372,10 @@ def _with_control(session: _Session, parent_hash: str) -> dict[str, Any]:
     used = "float32" if plan.engine.dtype == "float32" else plan.engine.dtype
     model = load_parent(plan.parent, plan.engine)
     running = str(model.dtype).removeprefix("torch.")
-    other = stored if running == "float32" and stored != "float32" else "float32"
-    if other != running:
-        del model
-        benign = plan.engine.model_copy(update={"dtype": other, "batch_tokens": _half(plan)})
-        model = load_parent(plan.parent, benign)
-    else:
-        benign = plan.engine.model_copy(update={"batch_tokens": _half(plan)})
+    other = _other_precision(running, stored)
+    del model
+    benign = plan.engine.model_copy(update={"dtype": other, "batch_tokens": _half(plan)})
+    model = load_parent(plan.parent, benign)
     if plan.engine.kind == "transformers":
         session.ask_local(CONTROL, parent_hash, _local_engine(model, benign))
     _fidelity_of(session, CONTROL, content_hash([CONTROL, parent_hash, other, used]), model)
@@ -391,6 +388,14 @@ def _with_control(session: _Session, parent_hash: str) -> dict[str, Any]:
         "dtype": other,
         "batch_tokens": benign.batch_tokens,
     }
+
+
+def _other_precision(running: str, stored: str) -> str:
+    """The dtype of the negative control: float32 for what runs in 16 bits, else the 16 bits of the
+    parent's files, or bfloat16: float32 once more would show no noise at all."""
+    if running != "float32":
+        return "float32"
+    return stored if stored in ("bfloat16", "float16") else "bfloat16"
 
 
 def _half(plan: Plan) -> int:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evalq.errors import EvalqError, PlanError, StoreError
 from evalq.kernels import native
-from evalq.run import resolve_plan, run_plan
+from evalq.run import resolve_plan, run_plan, session
 from evalq.run.session import CONTROL, PARENT
 from evalq.schema import CostRecord, FidelityRecord, ItemRecord
 from evalq.store import read_table
@@ -68,6 +69,7 @@ def test_a_run_directory_holds_it_all(plan_data: dict[str, Any]) -> None:
         for v in (CONTROL, *labels[1:])
     }
     assert mean[CONTROL] < mean["rtn-w4-g32"] < mean["gptq-w3-g32"]
+    assert info["control"]["dtype"] == "bfloat16"
     costs = read_table(path / "costs.parquet", CostRecord).to_pylist()
     assert [r["variant"] for r in costs] == labels
     assert costs[1]["bytes_on_disk"] < costs[0]["bytes_on_disk"]
@@ -77,6 +79,40 @@ def test_a_run_directory_holds_it_all(plan_data: dict[str, Any]) -> None:
     assert {r["dtype"] for r in costs} == {info["costs"]["dtype"]}
     for made in info["variants"][1:]:
         assert Path(made["path"]).name.endswith(made["hash"][:12])
+
+
+def test_the_control_of_a_float32_parent_is_computed_in_another_precision(
+    plan_data: dict[str, Any], parent_directory: Path, tmp_path: Path
+) -> None:
+    """In float32 once more it would be the parent bit for bit, and show no noise."""
+    whole = tmp_path / "whole"
+    AutoModelForCausalLM.from_pretrained(parent_directory).float().save_pretrained(whole)
+    AutoTokenizer.from_pretrained(parent_directory).save_pretrained(whole)
+    plan_data |= {"parent": str(whole), "variants": plan_data["variants"][:1]}
+    path = run(plan_data | {"cost": {"enabled": False}})
+    info = json.loads((path / "run.json").read_text())
+    assert info["parent"]["dtype"] == "float32"
+    assert "in bfloat16 instead of float32, with half the batch" in info["control"]["what"]
+    records = read_table(path / "fidelity.parquet", FidelityRecord).to_pylist()
+    noise = [r["kl"] for r in records if r["variant"] == CONTROL]
+    assert sum(kl > 0 for kl in noise) > len(noise) / 2
+
+
+@pytest.mark.parametrize(
+    ("running", "stored", "other"),
+    [
+        ("float32", "bfloat16", "bfloat16"),
+        ("float32", "float16", "float16"),
+        ("float32", "float32", "bfloat16"),
+        ("float32", "float64", "bfloat16"),
+        ("bfloat16", "bfloat16", "float32"),
+        ("float16", "float32", "float32"),
+    ],
+)
+def test_the_control_never_runs_in_the_precision_of_the_parent(
+    running: str, stored: str, other: str
+) -> None:
+    assert session._other_precision(running, stored) == other
 
 
 def test_interrupted_anywhere_it_ends_with_the_same_items(
