@@ -421,9 +421,10 @@ def _caches_text(
     margins = f"{plan.margin_pp:g} pp overall and {plan.slice_margin_pp:g} pp a slice"
     kept = ", ".join(c.variant for c in alike if c.qualifies)
     others = "; ".join(f"{c.variant}: {c.reasons[0]}" for c in alike if not c.qualifies)
-    start = " The same weights with a smaller KV cache are"
-    text = f"{start} shown to stay within {margins} as {kept}." if kept else ""
-    return text + (f"{start} not shown to stay within {margins} as {others}." if others else "")
+    start = " With a smaller KV cache, the same weights are"
+    if not kept:
+        return f"{start} not shown to stay within {margins} as {others}." if others else ""
+    return f"{start} shown to stay within {margins} as {kept}{'; not as ' * bool(others)}{others}."
 
 
 def _unsized_text(unsized: Mapping[str, tuple[str, ...]], plan: RecommendPlan) -> str:

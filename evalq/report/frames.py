@@ -153,10 +153,11 @@ def _warnings(run: Run, comparisons: Mapping[str, Comparison]) -> tuple[str, ...
         out.append(f"{text} ({', '.join(where[:3])}{more})")
     truncated = run.items.groupby("variant", observed=True)["truncated"].sum()
     for name in run.measured:
-        if truncated[name]:
+        count = int(truncated[name])
+        if count:
             out.append(
-                f"{name}: {int(truncated[name])} items were truncated: the prompt to fit the "
-                "context, or the answer at its limit of tokens"
+                f"{name}: {count} item{'s were' if count > 1 else ' was'} truncated: the prompt to "
+                "fit the context, or the answer at its limit of tokens"
             )
     return tuple(out)
 

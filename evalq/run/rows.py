@@ -151,12 +151,13 @@ def variant_row(made: Made, model: LoadedModel) -> dict[str, Any]:
     manifest = {} if artifact is None else artifact.manifest
     scheme = manifest.get("scheme") or {}
     text = str(scheme.get("text", "")) if artifact is not None else model.source.dtype
-    warnings = [*manifest.get("warnings", []), *model.source.notes]
+    # What is noted of the parent's own files stands with the parent.
+    warnings = [*manifest.get("warnings", []), *(() if artifact is None else model.source.notes)]
     if plan.kv_bits is not None:
         text += f"{'-' if text else ''}kv{plan.kv_bits}"
         warnings.append(
-            f"the KV cache is rounded to {plan.kv_bits} bits in the evaluation; its speed and its "
-            "memory are not measured"
+            f"the KV cache is rounded to {plan.kv_bits} bits in the evaluation; its speed is not "
+            "measured, and its memory is modelled"
         )
     return {
         "name": plan.label,

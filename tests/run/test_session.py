@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evalq.errors import EvalqError, PlanError, StoreError
 from evalq.kernels import native
+from evalq.models.base import ModelSource
+from evalq.plan import VariantPlan
 from evalq.run import resolve_plan, run_plan, session
+from evalq.run.rows import Made, variant_row
 from evalq.run.session import CONTROL, PARENT
 from evalq.schema import CostRecord, FidelityRecord, ItemRecord
 from evalq.store import read_table
@@ -212,6 +216,17 @@ def test_a_width_that_a_method_does_not_make(
     with pytest.raises(PlanError, match="awq makes no 5 bits") as caught:
         run({**plan_data, "variants": [{"method": "awq", "bits": 5}]})
     assert "3, 4, 8" in caught.value.hint
+
+
+def test_a_rounded_cache_does_not_repeat_what_is_noted_of_the_parent() -> None:
+    source = ModelSource(Path("p.gguf"), "gguf", ("It was quantized before.",), 100, 4.5, 10)
+    model = SimpleNamespace(source=source, hash="h", execution="dense")
+    row = variant_row(Made(VariantPlan(kv_bits=4), None), model)  # type: ignore[arg-type]
+    assert row["warnings"] == [
+        "the KV cache is rounded to 4 bits in the evaluation; its speed is not measured, and its "
+        "memory is modelled"
+    ]
+    assert (row["bytes"], row["kv_bits"]) == (100, 4)
 
 
 def test_a_rounded_cache_is_a_variant_of_its_own(plan_data: dict[str, Any]) -> None:
