@@ -14,7 +14,7 @@ from evalq.report.palette import mark_of
 from evalq.report.svg import element, linear, log, mark, root, text
 from evalq.report.text import interval_text, pp, short, visible
 
-__all__ = ["cliff_panels", "kl_chart", "legend", "shape"]
+__all__ = ["by_weight_bits", "cliff_panels", "kl_chart", "legend", "shape"]
 
 
 def _entries(data: ReportData) -> list[Any]:
@@ -95,14 +95,21 @@ def kl_chart(data: ReportData, width: float) -> Markup:
     return root((width, height), "KL divergence by variant", body, "chart")
 
 
-def cliff_panels(data: ReportData) -> list[dict[str, Any]]:
-    """One small chart a leaf slice: loss by bits, a line a method, all on one scale."""
-    by_method: dict[str, list[tuple[float, Comparison]]] = {}
+def by_weight_bits(data: ReportData) -> dict[str, list[tuple[float, Comparison]]]:
+    """By method, the bits of the weights and the comparison of each variant. What a rounded KV
+    cache loses is no loss of its weights' bits: those variants are left out."""
+    found: dict[str, list[tuple[float, Comparison]]] = {}
     for comparison in data.others:
         entry = data.run.variant_info(comparison.variant)
-        if entry.get("bits"):
+        if entry.get("bits") and data.run.kv_bits[comparison.variant] == 16:
             name = str(entry.get("method") or entry.get("kind"))
-            by_method.setdefault(name, []).append((float(entry["bits"]), comparison))
+            found.setdefault(name, []).append((float(entry["bits"]), comparison))
+    return found
+
+
+def cliff_panels(data: ReportData) -> list[dict[str, Any]]:
+    """One small chart a leaf slice: loss by bits, a line a method, all on one scale."""
+    by_method = by_weight_bits(data)
     bits = sorted({b for found in by_method.values() for b, _ in found}, reverse=True)
     if not bits:
         return []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evalq.frontier import AXES
-from evalq.report.charts import shape
+from evalq.report.charts import by_weight_bits, shape
 from evalq.report.frames import ReportData
 from evalq.report.looks import Look
 from evalq.report.palette import MATPLOTLIB_MARKS
@@ -144,12 +144,7 @@ def cliff(data: ReportData, look: Look) -> Drawing | None:
     """Change by bits, a panel a slice. ``None`` without data."""
     from matplotlib.figure import Figure as Drawing
 
-    by_method: dict[str, list[tuple[float, Any]]] = {}
-    for comparison in data.others:
-        entry = data.run.variant_info(comparison.variant)
-        if entry.get("bits"):
-            method = str(entry.get("method") or entry.get("kind"))
-            by_method.setdefault(method, []).append((float(entry["bits"]), comparison))
+    by_method = by_weight_bits(data)
     parent = data.comparisons.get(data.run.parent)
     if not by_method or parent is None or not parent.leaves:
         return None
@@ -181,7 +176,7 @@ def cliff(data: ReportData, look: Look) -> Drawing | None:
         ax.set_title(_name(name), fontsize=look.small, loc="left")
         ax.set_xticks(range(len(bits)), [f"{b:g}" for b in bits])
         ax.grid(axis="y")
-    drawing.supxlabel("bits", fontsize=look.text, color=look.ink)
+    drawing.supxlabel("bits of the weights", fontsize=look.text, color=look.ink)
     drawing.supylabel("change, accuracy points", fontsize=look.text, color=look.ink)
     return drawing
 

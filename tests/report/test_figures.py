@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -6,10 +7,11 @@ from PIL import Image
 
 from evalq.compare import load_run
 from evalq.errors import PlanError
+from evalq.report.charts import by_weight_bits, cliff_panels
 from evalq.report.figures import FIGURES, STYLES, draw, save_figures
 from evalq.report.frames import ReportData, collect
 from evalq.report.palette import TIERS
-from tests.synthetic import write_run
+from tests.synthetic import change_info, write_run
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,18 @@ def test_an_unknown_style_is_refused(data: ReportData, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="styl") as caught:
         draw(data, "frontier", "drak")
     assert "dark" in caught.value.hint
+
+
+def test_a_rounded_cache_is_no_loss_of_the_weights_bits(tmp_path: Path) -> None:
+    names = ("rtn-w4-g128", "rtn-w3-g128")
+    path = write_run(tmp_path / "r", variants=names, items=20)
+    plan = json.loads((path / "run.json").read_text())["plan"]
+    plan["variants"][1]["kv_bits"] = 2
+    change_info(path, plan=plan)
+    data = collect(load_run(path), resamples=20)
+    assert [(b, c.variant) for b, c in by_weight_bits(data)["rtn"]] == [(4.0, "rtn-w4-g128")]
+    plan["variants"][0]["kv_bits"] = 8
+    change_info(path, plan=plan)
+    data = collect(load_run(path), resamples=20)
+    assert cliff_panels(data) == []
+    assert draw(data, "cliff") is None
