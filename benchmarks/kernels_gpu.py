@@ -17,6 +17,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import get_context
@@ -38,6 +39,7 @@ from evalq.schema import PerChannel, PerGroup, WeightScheme
 SHAPES = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 28672))
 """Columns (K) by rows (N) of a weight."""
 TABLES = Path(__file__).parent.parent / "evalq" / "kernels" / "tuned"
+KERNELS = ("decode", "sub", "tiles", "triton")
 ROTATE = 192 * 2**20
 """Bytes of weights that a timed loop passes over: several times the L2 cache."""
 
@@ -57,7 +59,9 @@ def random_weight(
 
 def copies(packed: PackedWeight) -> list[PackedWeight]:
     count = max(2, min(24, -(-ROTATE // packed.bytes)))
-    return [replace(packed, tensors=tuple(t.clone() for t in packed.tensors)) for _ in range(count)]
+    many = [replace(packed, tensors=tuple(t.clone() for t in packed.tensors)) for _ in range(count)]
+    torch.cuda.synchronize()  # launches may fetch weights before the kernel before has ended
+    return many
 
 
 def timed(calls: list[Any], repeats: int = 10) -> float:
@@ -106,12 +110,13 @@ def dense64(weight: QuantizedWeight) -> Tensor:
     return (weight.codes.double() - zero) * weight.scales.double()[:, index]
 
 
-def check_one(case: tuple[int, int | None, bool, str]) -> list[tuple[str, float, bool]]:
-    bits, group, symmetric, kind = case
+def check_one(case: tuple[int, int | None, bool, str, int]) -> list[tuple[str, float, bool]]:
+    bits, group, symmetric, kind, only = case
     dtype = getattr(torch, kind)
     torch.manual_seed(bits)
     found = []
-    for shape in ((203, 1075), (512, 1024)) if group == 128 else ((203, 1075),):
+    # The first is packed with 16 columns a word, the second with 32.
+    for shape in ((203, 1008), (203, 1075), (512, 1024))[: 3 if group == 128 else only]:
         weight = random_weight(bits, group, symmetric, shape, dtype)
         packed = pack(weight, "cuda", dtype, "triton")
         dense = dense64(weight)
@@ -149,9 +154,9 @@ def check_one(case: tuple[int, int | None, bool, str]) -> list[tuple[str, float,
 
 def check(args: argparse.Namespace) -> None:
     cases = [
-        (bits, group, symmetric, kind)
-        for bits in SETS
-        for group in (32, 64, 128, 256, None)
+        (bits, group, symmetric, kind, args.check_shapes)
+        for bits in args.bits
+        for group in (g or None for g in args.groups)
         for symmetric in (True, False)
         for kind in (("bfloat16", "float16") if group in (32, None) else ("bfloat16",))
     ]
@@ -160,7 +165,7 @@ def check(args: argparse.Namespace) -> None:
         rows = [row for found in pool.map(check_one, cases) for row in found]
     limit = {"bfloat16": 1e-2, "float16": 2e-3}
     bad = [r for r in rows if not (r[1] <= limit[r[0].split()[3]] and r[2])]
-    worst = {k: max(r[1] for r in rows if r[0].split()[3] == k) for k in limit}
+    worst = {k: max((r[1] for r in rows if r[0].split()[3] == k), default=0.0) for k in limit}
     print(
         f"check: {len(rows)} products, {len(bad)} bad, worst {worst}, {time.time() - start:.0f} s"
     )
@@ -171,49 +176,92 @@ def check(args: argparse.Namespace) -> None:
 # -- tune ----------------------------------------------------------------------------------------
 
 
-FEW = (
-    (32, 1, 1), (64, 2, 1), (128, 2, 1), (128, 4, 1), (32, 2, 2), (64, 2, 2),
-    (16, 4, 4), (32, 4, 4), (64, 4, 4), (16, 8, 8), (32, 8, 8),
-)  # fmt: skip
+DECODE = ((128, 8, 1), (64, 4, 1), (32, 4, 2), (16, 4, 4))
 """Rows of the weight, warps and parts of K of a program, for up to 16 rows of activations."""
+FEW = ((64, 2), (64, 4), (128, 2), (128, 4))
+"""The same where weights go through shared memory: for more rows than one."""
 MANY = {
     32: ((64, 32, 4), (128, 32, 4)),
     64: ((64, 64, 4), (128, 64, 4), (128, 64, 8)),
     128: ((64, 64, 4), (128, 64, 8), (128, 128, 8)),
-    256: ((64, 64, 4), (128, 64, 8), (64, 128, 4), (128, 128, 8)),
+    256: ((128, 64, 8), (128, 128, 8)),
     1024: ((128, 128, 8), (256, 128, 8), (128, 256, 8)),
 }
 """Rows of the weight, rows of the activations and warps, by bucket of rows."""
+TILES = {32: (64,), 64: (64,), 128: (64, 128), 256: (128, 256), 1024: (128, 256)}
+"""Rows of the activations, by bucket of rows, for the kernel of warpgroups."""
 
 
-def candidates(problem: Problem, rows: int) -> list[Launch]:
+def decode_candidates(problem: Problem, bucket: int, base: int) -> list[Launch]:
+    found = []
+    for bn, warps, ks in DECODE[: 3 if bucket > 1 else None]:
+        for split in (1, 2, 4, 7, 8, 14, 16):
+            for step in (base, 2 * base, 4 * base, 8 * base):
+                held = bn * step * ks * problem.bits // 8 // (32 * warps)  # bytes a thread
+                every = -(-problem.out // bn) * split * warps / 132  # warps a multiprocessor
+                if every >= 6 and split * ks <= 16 and 64 <= held <= 256:
+                    found += [
+                        Launch(
+                            bn, max(8, bucket), split, step, False, warps, 1, ks, "decode", summed
+                        )
+                        for summed in (True, False)
+                    ]
+    return found
+
+
+def triton_candidates(problem: Problem, bucket: int, base: int) -> list[Launch]:
+    if bucket <= 16:
+        return [
+            Launch(bn, bucket, split, step, False, warps, stages)
+            for bn, warps in FEW
+            for split in (1, 2, 4, 7, 8, 14, 16)
+            for stages in (3, 5)
+            for step in (base, 2 * base)
+        ]
+    return [
+        Launch(bn, bm, split, base, scaled, warps, stages)
+        for bn, bm, warps in MANY[bucket]
+        for split in ((1,) if bucket > 256 else (1, 2, 4, 7))
+        for stages in ((3,) if bucket >= 256 else (2, 3, 4))
+        for scaled in ((False, True) if bucket <= 64 else (True,))
+    ]
+
+
+def tile_candidates(problem: Problem, bucket: int) -> list[Launch]:
+    found = []
+    for bm in TILES[bucket]:
+        for bn, warps in ((128, 8), (64, 4))[: 2 if bm == 64 else 1]:
+            for split in (1, 2, 4, 7, 8):
+                programs = -(-problem.out // bn) * -(-problem.rows // bm) * split
+                if split == 1 or programs <= 132 * 4:
+                    launch = Launch(bn, bm, split, problem.chunk, True, warps, 4, 1, "tiles")
+                    found.append(launch)
+    return found
+
+
+def candidates(problem: Problem, rows: int, kernels: Sequence[str] = KERNELS) -> list[Launch]:
+    """Launches worth a try by the kernels named; ``"sub"``: decode without sums."""
     bucket = buckets(rows)
     base = max(problem.chunk, min(problem.group or 128, 128))
     found = []
     if bucket <= 16:
-        for bn, warps, ks in FEW:
-            for split in (1, 2, 4, 7, 8, 16):
-                for stages in (3, 4) if ks > 1 else (3,):
-                    for step in (base, 2 * base) if ks == 1 else (base,):
-                        bm = bucket
-                        found.append(Launch(bn, bm, split, step, False, warps, stages, ks))
-    else:
-        for bn, bm, warps in MANY[bucket]:
-            for split in (1,) if bucket > 256 else (1, 2, 4, 7):
-                for stages in (3,) if bucket > 256 else (3, 4):
-                    for scaled in (False, True) if bucket <= 64 else (True,):
-                        found.append(Launch(bn, bm, split, base, scaled, warps, stages))
+        decode = decode_candidates(problem, bucket, base)
+        found += [c for c in decode if ("decode" if c.summed else "sub") in kernels]
+    elif "tiles" in kernels:
+        found += tile_candidates(problem, bucket)
+    if "triton" in kernels and bucket > 1:
+        found += triton_candidates(problem, bucket, base)
     return [c for c in found if c.fits(problem) and c.shared_bytes(problem) < 225_000]
 
 
-def precompile(job: tuple[int, int, int, bool, list[dict[str, Any]]]) -> int:
+def precompile(job: tuple[int, int, int, list[tuple[int, dict[str, Any]]]]) -> int:
     """Compile launches in a process of its own; the results lie in Triton's cache on disk."""
-    bits, width, rows, symmetric, launches = job
-    weight = random_weight(bits, 128, symmetric, (1024, 16384), torch.bfloat16)
-    packed = TRITON.pack_as(weight, torch.device("cuda"), torch.bfloat16, width)
-    x = torch.randn(rows, 16384, device="cuda").to(torch.bfloat16)
+    bits, width, rows, launches = job
     failed = 0
-    for launch in launches:
+    for columns, launch in launches:
+        weight = random_weight(bits, 128, True, (1024, columns), torch.bfloat16)
+        packed = TRITON.pack_as(weight, torch.device("cuda"), torch.bfloat16, width)
+        x = torch.randn(rows, columns, device="cuda").to(torch.bfloat16)
         try:
             TRITON.run(x, packed, Launch(**launch))
         except Exception as error:
@@ -221,6 +269,21 @@ def precompile(job: tuple[int, int, int, bool, list[dict[str, Any]]]) -> int:
             if failed < 2:
                 print("  cannot compile", launch, str(error)[:200], flush=True)
     return failed
+
+
+def compiled(
+    bits: int, width: int, rows: int, shapes: Any, kernels: Sequence[str] = KERNELS
+) -> list[tuple[int, dict[str, Any]]]:
+    """Launches that differ in what is compiled, each with columns that it fits."""
+    found = set()
+    for columns, out in shapes:
+        problem = Problem(bits, 128, width, SETS[bits] * width, rows, out, columns, columns, True)
+        for launch in candidates(problem, rows, kernels):
+            split = min(launch.split, 2)
+            turns = launch.turns(problem) if launch.kernel == "decode" else 8
+            size = turns * launch.step * split * launch.ks
+            found.add((size, replace(launch, split=split)))
+    return [(size, asdict(launch)) for size, launch in sorted(found, key=str)]
 
 
 def tune(args: argparse.Namespace) -> None:
@@ -232,19 +295,18 @@ def tune(args: argparse.Namespace) -> None:
                 chunk = SETS[bits] * width
                 if chunk > 1024:
                     continue
-                problem = Problem(bits, 128, width, chunk, rows, 1024, 16384, 16384, True)
-                unique = {replace(c, split=min(c.split, 2)) for c in candidates(problem, rows)}
-                launches = [asdict(u) for u in sorted(unique, key=str)]
-                size = 6
+                launches = compiled(bits, width, rows, args.shapes, args.kernels)
+                size = 4
                 jobs += [
-                    (bits, width, rows, True, launches[i : i + size])
+                    (bits, width, rows, launches[i : i + size])
                     for i in range(0, len(launches), size)
                 ]
-    print(f"tune: {sum(len(j[4]) for j in jobs)} kernels to compile", flush=True)
+    print(f"tune: {sum(len(j[3]) for j in jobs)} kernels to compile", flush=True)
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
         failed = sum(pool.map(precompile, jobs))
     print(f"tune: compiled in {time.time() - start:.0f} s, {failed} failed", flush=True)
     entries = []
+    found: dict[str, Any] = {}
     for bits in args.bits:
         for columns, out in args.shapes:
             weight = random_weight(bits, 128, True, (out, columns), torch.bfloat16)
@@ -256,10 +318,17 @@ def tune(args: argparse.Namespace) -> None:
                         continue
                     packed = TRITON.pack_as(weight, torch.device("cuda"), torch.bfloat16, width)
                     many = copies(packed)
-                    for launch in candidates(TRITON.problem(rows, packed), rows):
+                    problem = TRITON.problem(rows, packed)
+                    expected = x @ TRITON.dense(packed).T
+                    for launch in candidates(problem, rows, args.kernels):
                         if time.time() - start > args.budget:
                             break
                         try:
+                            result = TRITON.run(x, packed, launch)
+                            error = float((result - expected).norm() / expected.norm())
+                            if not error < 1e-2:
+                                print("  WRONG", launch, f"{error:.2e}", flush=True)
+                                continue
                             micro = timed(
                                 [lambda p=p, c=launch, x=x: TRITON.run(x, p, c) for p in many], 3
                             )
@@ -270,6 +339,9 @@ def tune(args: argparse.Namespace) -> None:
                         results.append((micro, width, launch))
                     del many
                 results.sort(key=lambda r: r[0])
+                found[f"w{bits} M{rows} {columns}x{out}"] = [
+                    (round(micro, 2), width, asdict(launch)) for micro, width, launch in results
+                ]
                 for micro, width, launch in results[:3]:
                     print(f"w{bits} M{rows} {columns}x{out} {micro:.1f} us C{width} {launch}")
                 if results:
@@ -278,6 +350,7 @@ def tune(args: argparse.Namespace) -> None:
                         {"bits": bits, "rows": buckets(rows), "out": out, "columns": columns,
                          "width": width, "micro": round(micro, 2), "launch": asdict(launch)}
                     )  # fmt: skip
+    (args.out / "tried.json").write_text(json.dumps(found))
     (args.out / "tuned.json").write_text(
         json.dumps({"gpu": torch.cuda.get_device_name(), "launches": entries}, indent=1)
     )
@@ -314,17 +387,20 @@ def verify(args: argparse.Namespace) -> None:
     bad = [f for f in found if f[1] > 1e-2 or f[2]]
     print(f"verify: {len(found)} launches, {len(bad)} bad, worst {max(f[1] for f in found):.2e}")
     for name, worst, moved in bad:
-        print("  BAD", name, f"error {worst:.2e}, {moved} of 48 moved")
+        print("  BAD", name, f"error {worst:.2e}, {moved} moved")
 
 
 def merge(args: argparse.Namespace) -> None:
-    """Put the launches of ``OUT/tuned.json`` into the stored table of this GPU."""
+    """Put launches of ``OUT/tuned.json`` that are faster into the stored table of this GPU."""
     found = json.loads((args.out / "tuned.json").read_text())
     path = TABLES / f"{slug(found['gpu'])}.json"
     stored = json.loads(path.read_text()) if path.exists() else {"gpu": found["gpu"]}
     key = ("bits", "rows", "out", "columns")
     table = {tuple(e[k] for k in key): e for e in stored.get("launches", ())}
-    table |= {tuple(e[k] for k in key): e for e in found["launches"]}
+    for entry in found["launches"]:
+        there = table.get(tuple(entry[k] for k in key))
+        if there is None or entry["micro"] < there["micro"]:
+            table[tuple(entry[k] for k in key)] = entry
     text = json.dumps({**stored, "launches": list(table.values())}, indent=1) + "\n"
     path.write_text(text)
     (args.out / path.name).write_text(text)
@@ -409,6 +485,11 @@ def main() -> None:
         "what", nargs="+", choices=("check", "tune", "merge", "verify", "bench", "w8a8")
     )
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4, 3, 2])
+    parser.add_argument(
+        "--groups", type=int, nargs="+", default=[32, 64, 128, 256, 0], help="of check; 0: a row"
+    )
+    parser.add_argument("--check-shapes", type=int, default=2, help="shapes of check, 1 or 2")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, help="to tune")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 256, 2048])
     parser.add_argument("--widths", type=int, nargs="+", default=[32])
     parser.add_argument("--shapes", type=_shape, nargs="+", default=SHAPES, metavar="KxN")

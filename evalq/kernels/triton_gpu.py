@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,9 +20,18 @@ from evalq.schema import PerGroup, WeightScheme
 __all__ = ["DENSE_ROWS", "TRITON", "TritonKernel", "interpreted"]
 
 _DECODE_ROWS = 16
+_OVERLAP = (9, 0)
+"""Compute capability from which on a kernel may start before its predecessor has ended."""
+_WARPGROUPS = 9
+"""The one major capability whose warpgroups multiply together."""
 DENSE_ROWS = {2: 1024, 3: 96, 4: 1024, 6: 128, 8: 256}
 """From so many rows on, a dense copy made for one product pays (benchmarks/RESULTS.md)."""
+_DENSE_TILES = 1024
+"""The same for the kernel of warpgroups, at every width."""
+_DENSE = "dequantize, then torch"
 _MOST_SPLITS = 32
+_WHOLE_ROW = 2**30
+"""Columns of a group that no row is longer than."""
 _NO_GPU = Gpu("none", 4, 2**17)
 _DTYPES = (torch.bfloat16, torch.float16)
 
@@ -39,8 +49,27 @@ def interpreted() -> bool:
 def _gpu(index: int) -> tuple[Gpu, tuple[int, int]]:
     # torch's type stubs lack the limit that a kernel may opt in to.
     found: Any = torch.cuda.get_device_properties(index)
-    gpu = Gpu(found.name, found.multi_processor_count, found.shared_memory_per_block_optin)
-    return gpu, (found.major, found.minor)
+    capability = (found.major, found.minor)
+    direct = capability >= _OVERLAP and _has_gluon()
+    gpu = Gpu(
+        found.name,
+        found.multi_processor_count,
+        found.shared_memory_per_block_optin,
+        direct,
+        direct and capability[0] == _WARPGROUPS,
+    )
+    return gpu, capability
+
+
+@lru_cache(maxsize=1)
+def _has_gluon() -> bool:
+    """Whether Triton here has what ``gluon_decode`` is written in, which is not yet settled."""
+    try:
+        import_module("evalq.kernels.gluon_decode")
+        import_module("evalq.kernels.gluon_tiles")
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def _zero_bits(zeros: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
@@ -58,6 +87,16 @@ def _shared_zero(packed: PackedWeight) -> int:
         return 0
     base = 0x4300 if packed.dtype == torch.bfloat16 else 0x6400
     return base + (1 << (packed.scheme.bits - 1))
+
+
+def _way(launch: Launch, problem: Problem) -> str:
+    """How a product is made, in words: by the kernel of its launch, or by a dense copy."""
+    if problem.rows >= (_DENSE_TILES if launch.kernel == "tiles" else DENSE_ROWS[problem.bits]):
+        return _DENSE
+    path = "decode" if problem.rows <= _DECODE_ROWS else "tiles"
+    return (
+        path + {"triton": "", "decode": " in registers", "tiles": " of warpgroups"}[launch.kernel]
+    )
 
 
 class TritonKernel:
@@ -95,10 +134,15 @@ class TritonKernel:
     def path(
         self, rows: int, scheme: WeightScheme, shape: tuple[int, int], dtype: torch.dtype
     ) -> str:
-        """See ``base.Kernel``."""
-        if rows <= _DECODE_ROWS:
-            return "decode"
-        return "tiles" if rows < DENSE_ROWS[scheme.bits] else "dequantize, then torch"
+        """See ``base.Kernel``; on the GPU in use, and for scales that ``dtype`` holds."""
+        group = self._group(scheme, shape[1])
+        width = choose_columns(scheme.bits, group, shape[1])
+        chunk = SETS[scheme.bits] * width
+        whole = max(chunk, group)
+        padded = -(-shape[1] // whole) * whole
+        problem = Problem(scheme.bits, group, width, chunk, rows, *shape, padded, True)
+        gpu = _gpu(torch.cuda.current_device())[0] if torch.cuda.is_available() else _NO_GPU
+        return _way(launch_for(problem, gpu)[0], problem)
 
     def pack(
         self,
@@ -143,6 +187,9 @@ class TritonKernel:
             zeros = torch.nn.functional.pad(zeros, (0, missing))
         bits = _zero_bits(zeros, scheme.bits, dtype).T.contiguous()
         counters = torch.zeros(-(-out // 16) * 16, dtype=torch.int32, device=device)
+        if device.type == "cuda":
+            # A launch may fetch weights before the kernel before it has ended.
+            torch.cuda.current_stream(device).synchronize()
         return PackedWeight(self.name, (words, scales, bits, counters), scheme, weight.shape, dtype)
 
     @staticmethod
@@ -178,9 +225,10 @@ class TritonKernel:
 
     def matmul(self, x: Tensor, packed: PackedWeight) -> Tensor:
         """See ``base.Kernel``."""
-        if x.shape[0] >= DENSE_ROWS[packed.scheme.bits]:
+        launch = self.launch(x.shape[0], packed)[0]
+        if _way(launch, self.problem(x.shape[0], packed)) == _DENSE:
             return torch.nn.functional.linear(x, self.dense(packed))
-        return self.run(x, packed, self.launch(x.shape[0], packed)[0])
+        return self.run(x, packed, launch)
 
     def dense(self, packed: PackedWeight) -> Tensor:
         """The dequantized weight ``[out, in]`` in the packed dtype."""
@@ -209,44 +257,124 @@ class TritonKernel:
         Raises:
             KernelError: a launch that does not fit.
         """
-        from evalq.kernels.triton_matmul import lowbit_matmul
-
-        rows, columns = x.shape
+        rows = x.shape[0]
         problem = self.problem(rows, packed)
-        words, scales, zeros, counters = packed.tensors
         out = packed.shape[0]
         tiles = (-(-out // launch.bn), -(-rows // launch.bm))
         if not launch.fits(problem) or launch.split > _MOST_SPLITS:
             raise KernelError(f"{launch} does not fit {problem}")
-        turns = problem.padded // (launch.step * launch.split * launch.ks)
         split = launch.split
-        if split > 1 and tiles[0] * tiles[1] > counters.numel():
+        if split > 1 and tiles[0] * tiles[1] > packed.tensors[3].numel():
             raise KernelError(f"{launch} has more tiles than the weight has counters")
         result = x.new_empty(rows, out)
         partial = x.new_empty(split * rows * out if split > 1 else 1, dtype=torch.float32)
-        lowbit: Any = lowbit_matmul
-        overlap = x.is_cuda and _gpu(x.device.index or 0)[1] >= (9, 0)
-        lowbit[(*tiles, split)](
-            x, words, scales, zeros, result, partial, counters,
-            rows, out, columns, turns, split,
-            BITS=problem.bits,
-            C=problem.width,
-            GROUP=problem.group,
-            ZERO=_shared_zero(packed) if packed.scheme.symmetric else -1,
-            EVEN_K=problem.padded == columns,
-            SCALED=launch.scaled,
-            SPLIT=split if interpreted() else min(split, 2),
-            BN=launch.bn,
-            BM=launch.bm,
-            KS=launch.ks,
-            STEP=launch.step,
-            STAGES=launch.stages,
-            PLAIN=turns if interpreted() else 0,
-            PDL=overlap,
-            num_warps=launch.warps,
-            launch_pdl=overlap,
-        )  # fmt: skip
+        start = {"triton": _launch_triton, "decode": _launch_decode, "tiles": _launch_tiles}
+        start[launch.kernel](x, packed, launch, problem, result, partial)
         return result
+
+
+def _launch_triton(
+    x: Tensor,
+    packed: PackedWeight,
+    launch: Launch,
+    problem: Problem,
+    result: Tensor,
+    partial: Tensor,
+) -> None:
+    from evalq.kernels.triton_matmul import lowbit_matmul
+
+    words, scales, zeros, counters = packed.tensors
+    (rows, columns), out = x.shape, packed.shape[0]
+    turns, split = launch.turns(problem), launch.split
+    overlap = x.is_cuda and _gpu(x.device.index or 0)[1] >= _OVERLAP
+    lowbit: Any = lowbit_matmul
+    lowbit[(-(-out // launch.bn), -(-rows // launch.bm), split)](
+        x, words, scales, zeros, result, partial, counters,
+        rows, out, columns, turns, split,
+        BITS=problem.bits,
+        C=problem.width,
+        GROUP=problem.group,
+        ZERO=_shared_zero(packed) if packed.scheme.symmetric else -1,
+        EVEN_K=problem.padded == columns,
+        SCALED=launch.scaled,
+        SPLIT=split if interpreted() else min(split, 2),
+        BN=launch.bn,
+        BM=launch.bm,
+        KS=launch.ks,
+        STEP=launch.step,
+        STAGES=launch.stages,
+        PLAIN=turns if interpreted() else 0,
+        PDL=overlap,
+        num_warps=launch.warps,
+        launch_pdl=overlap,
+    )  # fmt: skip
+
+
+def _launch_decode(
+    x: Tensor,
+    packed: PackedWeight,
+    launch: Launch,
+    problem: Problem,
+    result: Tensor,
+    partial: Tensor,
+) -> None:
+    from evalq.kernels.gluon_decode import decode_matmul
+
+    words, scales, zeros, counters = packed.tensors
+    (rows, columns), out = x.shape, packed.shape[0]
+    turns = launch.turns(problem)
+    decode: Any = decode_matmul
+    decode[(-(-out // launch.bn), launch.split)](
+        x, words, scales, zeros, result, partial, counters,
+        rows, out, columns, launch.split,
+        BITS=problem.bits,
+        GROUP=problem.group,
+        ZERO=_shared_zero(packed) if packed.scheme.symmetric else -1,
+        SPLIT=min(launch.split, 2),
+        BN=launch.bn,
+        BM=launch.bm,
+        MR=launch.held(rows),
+        KS=launch.ks,
+        STEP=launch.step,
+        TURNS=turns,
+        DEEP=1 << (turns - 1).bit_length(),
+        SUMMED=launch.summed or not packed.scheme.symmetric,
+        PDL=True,
+        WARPS=launch.warps,
+        num_warps=launch.warps,
+        launch_pdl=True,
+    )  # fmt: skip
+
+
+def _launch_tiles(
+    x: Tensor,
+    packed: PackedWeight,
+    launch: Launch,
+    problem: Problem,
+    result: Tensor,
+    partial: Tensor,
+) -> None:
+    from evalq.kernels.gluon_tiles import tiles_matmul
+
+    words, scales, zeros, counters = packed.tensors
+    (rows, columns), out = x.shape, packed.shape[0]
+    tiles: Any = tiles_matmul
+    tiles[(-(-out // launch.bn), -(-rows // launch.bm), launch.split)](
+        x, words, scales, zeros, result, partial, counters,
+        rows, out, columns, launch.split, launch.turns(problem),
+        BITS=problem.bits,
+        GROUP=problem.group or _WHOLE_ROW,
+        ZERO=_shared_zero(packed) if packed.scheme.symmetric else -1,
+        EVEN_K=problem.padded == columns,
+        SPLIT=min(launch.split, 2),
+        BN=launch.bn,
+        BM=launch.bm,
+        STAGES=launch.stages,
+        PDL=True,
+        WARPS=launch.warps,
+        num_warps=launch.warps,
+        launch_pdl=True,
+    )  # fmt: skip
 
 
 TRITON = TritonKernel()

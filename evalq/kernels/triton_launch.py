@@ -6,21 +6,42 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["Gpu", "Launch", "Problem", "buckets", "launch_for", "rule", "slug", "tuned"]
 
-_BUCKETS = (8, 16, 32, 64, 128, 256, 1024)
+MOST_TURNS = 8
+MOST_UNROLLED = 2048
+"""Turns, and weights a thread, of the decode kernel: its turns are unrolled."""
+_SMALL = 2**25
+"""Weights up to which the decode kernel is the faster of two for several rows (H200, 4 bits)."""
+_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 1024)
 _TABLES = Path(__file__).parent / "tuned"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What decides a launch: name, multiprocessors, bytes of shared memory for a program."""
+    """What decides a launch.
+
+    Args:
+        name: of the GPU. multiprocessors: their number.
+        shared_bytes: of shared memory that a program may take.
+        direct: it launches a kernel before its predecessor has ended, and Triton here has the
+            language of ``gluon_decode``.
+        warpgroups: of four warps multiply together, for ``gluon_tiles`` (Hopper).
+    """
 
     name: str
     multiprocessors: int
     shared_bytes: int
+    direct: bool = False
+    warpgroups: bool = False
+
+    def runs(self, launch: Launch) -> bool:
+        """Whether the kernel of a launch is one for this GPU."""
+        return launch.kernel == "triton" or (
+            self.direct if launch.kernel == "decode" else self.warpgroups
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +80,10 @@ class Launch:
         scaled: weights are scaled in half precision.
         warps: of a program. stages: of the software pipeline.
         ks: equal parts of K that the warps of one program share out.
+        kernel: ``"triton"``, ``"decode"`` (``gluon_decode``: up to 16 rows, weights go from memory
+            to registers a turn ahead; ``stages`` and ``scaled`` mean nothing there) or ``"tiles"``
+            (``gluon_tiles``: a turn is a chunk; ``ks`` means nothing there).
+        summed: of ``"decode"``: zeros are taken from sums of activations, not from each weight.
     """
 
     bn: int
@@ -69,9 +94,26 @@ class Launch:
     warps: int
     stages: int
     ks: int = 1
+    kernel: Literal["triton", "decode", "tiles"] = "triton"
+    summed: bool = True
+
+    def turns(self, problem: Problem) -> int:
+        """Of a program's loop over its part of K."""
+        return problem.padded // (self.step * self.split * self.ks)
+
+    def held(self, rows: int) -> int:
+        """Rows of activations that the decode kernel holds: one, or as many as it multiplies."""
+        return 1 if rows == 1 else self.bm
 
     def shared_bytes(self, problem: Problem) -> int:
         """Shared memory that the stages of the pipeline, or the sum over warps, take, about."""
+        if self.kernel == "tiles":
+            staged = self.stages * self.bm * 128
+            return max(staged, self.bn * self.bm * (2 if self.split == 1 else 4)) + 4096
+        if self.kernel == "decode":
+            turns = 1 << (self.turns(problem) - 1).bit_length()
+            activations = turns * self.ks * self.held(problem.rows) * self.step * 2
+            return max(activations, 4 * self.ks * self.bn * self.bm) + 4096
         activations = self.step * self.ks * 2 * self.bm
         turn = self.step * self.ks * self.bn * problem.bits / 8 + activations
         scales = 8 * self.bn * self.ks * max(1, self.step // (problem.group or self.step))
@@ -86,8 +128,28 @@ class Launch:
             return False
         if self.scaled and not problem.halves:
             return False
+        if self.kernel == "decode" and not self._fits_decode(problem):
+            return False
+        if self.kernel == "tiles":
+            return self._fits_tiles(problem)
         whole = not problem.group or not (self.step % problem.group and problem.group % self.step)
         return whole and not (self.scaled and not problem.group)
+
+    def _fits_decode(self, problem: Problem) -> bool:
+        few = problem.rows <= self.bm and self.bm in (8, 16)
+        across = self.warps // self.ks
+        tiles = self.warps % self.ks == 0 and self.bn % (16 * max(1, across)) == 0
+        if not (few and tiles and problem.width == 32):
+            return False
+        turns = self.turns(problem)
+        unrolled = turns * self.step * self.bn // (32 * across)
+        return turns <= MOST_TURNS and unrolled <= MOST_UNROLLED
+
+    def _fits_tiles(self, problem: Problem) -> bool:
+        shape = self.bn == 16 * self.warps and self.bm in (64, 128, 256) and self.warps in (4, 8)
+        # Activations are copied sixteen bytes at a time.
+        even = problem.width == 32 and problem.columns % 16 == 0 and problem.halves
+        return shape and even and self.step == problem.chunk and self.stages >= 4
 
 
 def slug(gpu: str) -> str:
@@ -128,6 +190,11 @@ def _step(problem: Problem, wanted: int) -> int:
 
 def rule(problem: Problem, gpu: Gpu) -> Launch:
     """A launch for a GPU that was not measured: enough programs to fill it, no more."""
+    few = problem.rows == 1 or (problem.rows <= 16 and problem.out * problem.padded <= _SMALL)
+    if gpu.direct and few and (guess := _decode_guess(problem, gpu)):
+        return guess
+    if gpu.warpgroups and problem.rows > 16 and (guess := _tiles_guess(problem, gpu)):
+        return guess
     launch = _first_guess(problem, gpu.multiprocessors)
     while launch.shared_bytes(problem) > gpu.shared_bytes:
         if launch.stages > 2:
@@ -153,6 +220,41 @@ def _first_guess(problem: Problem, multiprocessors: int) -> Launch:
     return Launch(bn, bm, split, step, scaled, warps, 3)
 
 
+def _decode_guess(problem: Problem, gpu: Gpu) -> Launch | None:
+    """About sixteen warps a multiprocessor; parts of K within a program before splits of it."""
+    bm = 8 if problem.rows <= 8 else 16
+    steps = {_step(problem, wanted) for wanted in (512, 256, 128)}
+    found = [
+        launch
+        for bn, warps, ks in ((32, 8, 4), (32, 4, 2), (64, 4, 1))
+        for step in steps
+        for split in range(1, 33)
+        if (launch := Launch(bn, bm, split, step, False, warps, 1, ks, "decode")).fits(problem)
+        and launch.shared_bytes(problem) <= gpu.shared_bytes // 4
+    ]
+    wanted = 16 * gpu.multiprocessors
+
+    def cost(launch: Launch) -> tuple[float, int, int]:
+        warps = -(-problem.out // launch.bn) * launch.split * launch.warps
+        return max(warps / wanted, wanted / warps), launch.split, -launch.step
+
+    return min(found, key=cost, default=None)
+
+
+def _tiles_guess(problem: Problem, gpu: Gpu) -> Launch | None:
+    """Tiles of 128 rows, and as many splits of K as fill the multiprocessors once."""
+    bm = next((b for b in (64, 128) if problem.rows <= b), 256)
+    tiles = -(-problem.out // 128) * -(-problem.rows // bm)
+    found = [
+        launch
+        for split in range(1, 9)
+        if (launch := Launch(128, bm, split, problem.chunk, True, 8, 4, 1, "tiles")).fits(problem)
+        and (split == 1 or tiles * split <= gpu.multiprocessors)
+    ]
+    return max(found, key=lambda launch: launch.split, default=None)
+
+
+@lru_cache(maxsize=4096)
 def launch_for(problem: Problem, gpu: Gpu) -> tuple[Launch, bool]:
     """The launch for a problem, and whether it was tuned on this GPU.
 
@@ -167,6 +269,8 @@ def launch_for(problem: Problem, gpu: Gpu) -> tuple[Launch, bool]:
         fitting = replace(launch, step=_step(problem, launch.step))
         if fitting.scaled and not (problem.group and problem.halves):
             fitting = replace(fitting, scaled=False)
+        if not gpu.runs(fitting):
+            continue
         if not fitting.fits(problem) or fitting.shared_bytes(problem) > gpu.shared_bytes:
             continue
         ratios = (problem.out / out, problem.columns / columns)

@@ -55,8 +55,57 @@ def _fields(bits, j):
 
 
 @triton.constexpr_function
-def _first_word(bits, j):
-    return _fields(bits, j)[0][0]
+def _placed(bits, j, bf16):
+    """Where code ``j`` meets the mantissa: its place, and ``(word, shift, mask)`` of its parts.
+
+    A code need not start at the mantissa's lowest bit: at bit ``place`` of 7 (or 10) it counts
+    whole units too if the exponent is that much lower. So one shift of a word serves as many
+    codes as the mantissa holds.
+    """
+    fields = _fields(bits, j)
+    mantissa = 7 if bf16 else 10
+    if bits not in (2, 3, 4) or bits > mantissa:
+        return 0, fields
+    offset = 0  # the shift of the word's last codes
+    offsets = {}
+    for index in range(16 // bits):
+        at = bits * index
+        if at - offset + bits > mantissa:
+            offset = at
+        offsets[at] = offset
+    if bits == 3:
+        # The last codes of the three words are shifted one less each, which leaves their top bits,
+        # the sixteenth code, side by side.
+        last = max(offsets.values())
+        if j == 15:
+            return 15 - last, tuple((w, last - w, 1 << (15 - last + w)) for w in range(3))
+        word, at = j // 5, fields[0][1]
+        shift = offsets[at] - (word if offsets[at] == last else 0)
+        return at - shift, ((word, shift, 7 << (at - shift)),)
+    word, at, mask = fields[0]
+    return at - offsets[at], ((word, offsets[at], mask << (at - offsets[at])),)
+
+
+@triton.constexpr_function
+def _place(bits, j, bf16):
+    return _placed(bits, j, bf16)[0]
+
+
+@triton.constexpr_function
+def _unit(place, bf16):
+    """Bits of the number whose mantissa counts in ones from bit ``place`` on."""
+    return (127 + 7 - place) << 7 if bf16 else (15 + 10 - place) << 10
+
+
+@triton.constexpr_function
+def _magic(place, bf16):
+    """The number itself."""
+    return 2.0 ** ((7 if bf16 else 10) - place)
+
+
+@triton.constexpr_function
+def _part(bits, j, index, bf16, what):
+    return _placed(bits, j, bf16)[1][index][what]
 
 
 @triton.constexpr_function
@@ -66,26 +115,22 @@ def _parts(bits, j):
 
 @triton.constexpr_function
 def _asm(bits, j, bf16, scaled):
-    """PTX for a pair: $0 the values, $1 the zero, $2 the scale, from $3 on the words."""
+    """PTX for a pair: $0 the values, $1 the zero, $2 the scale, from $3 on the shifted words."""
     kind = "bf16x2" if bf16 else "f16x2"
-    magic = "0x43004300" if bf16 else "0x64006400"
+    place, parts = _placed(bits, j, bf16)
+    magic = f"0x{_unit(place, bf16) * 0x10001:08x}"
     lines = [".reg .b32 t, u;"]
-    signed = bits == 8 and bf16
-    for index, part in enumerate(_fields(bits, j)):
-        shift, mask = part[1], part[2]
+    for index, part in enumerate(parts):
         source = f"${3 + index}"
-        if shift:
-            lines.append(f"shr.b32 u, {source}, {shift};")
-            source = "u"
-        wide = f"0x{mask * 0x10001:08x}"
-        if signed:
+        wide = f"0x{part[2] * 0x10001:08x}"
+        if bits == 8 and bf16:
             # Eight bits do not fit into the seven of the mantissa, but the code is stored as
             # two's complement: 128 + low seven bits, less 128 or, with the sign bit set, 256.
             lines.append(f"lop3.b32 t, {source}, 0x007f007f, {magic}, 0xEA;")
             lines.append(f"lop3.b32 u, {source}, 0x00800080, {magic}, 0xEA;")
             lines.append(f"sub.rn.{kind} t, t, u;")
         elif index:
-            lines.append(f"and.b32 u, {source}, {wide}; or.b32 t, t, u;")
+            lines.append(f"lop3.b32 t, {source}, {wide}, t, 0xEA;")
         else:
             lines.append(f"lop3.b32 t, {source}, {wide}, {magic}, 0xEA;")
     last = "t" if scaled else "$0"
@@ -93,6 +138,20 @@ def _asm(bits, j, bf16, scaled):
     if scaled:
         lines.append(f"mul.rn.{kind} $0, t, $2;")
     return "{ " + " ".join(lines) + " }"
+
+
+@triton.jit
+def _shifted(word, SHIFT: tl.constexpr):
+    """Pairs of words shifted right as one; bits that cross over are masked away later."""
+    if SHIFT == 0:
+        return word
+    TEXT: tl.constexpr = _shift_asm(SHIFT)
+    return tl.inline_asm_elementwise(TEXT, "=r,r", [word], dtype=tl.int16, is_pure=True, pack=2)
+
+
+@triton.constexpr_function
+def _shift_asm(shift):
+    return f"shr.b32 $0, $1, {shift};"
 
 
 @triton.constexpr_function
@@ -136,35 +195,52 @@ def _values(
     SCALED: tl.constexpr,
     PLAIN: tl.constexpr,
 ):
-    """``code - zero`` of set ``j`` (times ``scale`` with SCALED) in DTYPE, ``[BN, C]``."""
+    """``code - zero`` of set ``j`` (times ``scale`` with SCALED) in DTYPE, ``[BN, C]``.
+
+    ``zero`` holds the bits of the zero at the place of ``j``; see ``_zero_at``.
+    """
+    BF16: tl.constexpr = DTYPE == tl.bfloat16
     if PLAIN:
         code = _plain(a, b, c, j, BITS)
         level = zero.to(DTYPE, bitcast=True).to(tl.float32)
-        if BITS == 8 and DTYPE == tl.bfloat16:
+        if BITS == 8 and BF16:
             # Stored as two's complement; the zero is that of the centred code.
             code = tl.where(code >= 128, code - 256, code)
             value = code - level
         else:
-            value = code - (level - (128 if DTYPE == tl.bfloat16 else 1024))
+            value = code - (level - _magic(_place(BITS, j, BF16), BF16))
         if SCALED:
             value = value * scale.to(DTYPE, bitcast=True).to(tl.float32)
         return value.to(DTYPE)
     PARTS: tl.constexpr = _parts(BITS, j)
-    FIRST: tl.constexpr = _first_word(BITS, j)
-    TEXT: tl.constexpr = _asm(BITS, j, DTYPE == tl.bfloat16, SCALED)
+    TEXT: tl.constexpr = _asm(BITS, j, BF16, SCALED)
     FORM: tl.constexpr = _constraints(PARTS)
-    if PARTS == 3:
-        return tl.inline_asm_elementwise(
-            TEXT, FORM, [zero, scale, a, b, c], dtype=DTYPE.value, is_pure=True, pack=2
-        )
+    FIRST: tl.constexpr = _part(BITS, j, 0, BF16, 0)
     first = a if FIRST == 0 else (b if FIRST == 1 else c)
-    if PARTS == 2:
+    first = _shifted(first, _part(BITS, j, 0, BF16, 1))
+    if PARTS == 3:
+        second = _shifted(b, _part(BITS, j, 1, BF16, 1))
+        third = _shifted(c, _part(BITS, j, 2, BF16, 1))
         return tl.inline_asm_elementwise(
-            TEXT, FORM, [zero, scale, first, c], dtype=DTYPE.value, is_pure=True, pack=2
+            TEXT, FORM, [zero, scale, first, second, third], dtype=DTYPE.value, is_pure=True, pack=2
+        )
+    if PARTS == 2:
+        second = _shifted(c, _part(BITS, j, 1, BF16, 1))
+        return tl.inline_asm_elementwise(
+            TEXT, FORM, [zero, scale, first, second], dtype=DTYPE.value, is_pure=True, pack=2
         )
     return tl.inline_asm_elementwise(
         TEXT, FORM, [zero, scale, first], dtype=DTYPE.value, is_pure=True, pack=2
     )
+
+
+@triton.jit
+def _zero_at(zero, j: tl.constexpr, BITS: tl.constexpr, BF16: tl.constexpr):
+    """Bits of a zero as they are stored (at the mantissa's lowest bit), moved to the place of j."""
+    PLACE: tl.constexpr = _place(BITS, j, BF16)
+    if PLACE == 0:
+        return zero
+    return (((zero - _unit(0, BF16)) << PLACE) + _unit(PLACE, BF16)).to(tl.int16)
 
 
 # Neither is worth a kernel of its own when it is 1 or a multiple of 16.
@@ -219,6 +295,7 @@ def lowbit_matmul(
     WORDS: tl.constexpr = _words(BITS)
     CHUNK: tl.constexpr = SETS * C
     CHUNKS: tl.constexpr = STEP // CHUNK
+    FEW: tl.constexpr = BM <= 16
     tile = tl.program_id(0)
     row = tl.program_id(1)
     split = tl.program_id(2)
@@ -235,6 +312,7 @@ def lowbit_matmul(
         from_k = c[:, None]
         x_at = x_ptr + (m_safe[None, :].to(tl.int64) * K + from_k + first * STEP)
         w_at = w_ptr + (first * CHUNKS * WORDS).to(tl.int64) * N * C + (rows * C + c[None, :])
+        real = (m < M)[None, :] & (c[:, None] >= 0)
         total = tl.zeros((BN, BM), tl.float32)
         shape: tl.constexpr = (BN, C)
         column: tl.constexpr = (BN, 1)
@@ -245,6 +323,7 @@ def lowbit_matmul(
         x_at = x_ptr + (m_safe[None, None, :].to(tl.int64) * K + from_k + first * STEP)
         w_at = w_ptr + (first * CHUNKS * WORDS).to(tl.int64) * N * C
         w_at += rows * C + c[None, None, :]
+        real = (m < M)[None, None, :] & (c[None, :, None] >= 0)
         total = tl.zeros((KS, BN, BM), tl.float32)
         shape: tl.constexpr = (KS, BN, C)
         column: tl.constexpr = (KS, BN, 1)
@@ -283,11 +362,15 @@ def lowbit_matmul(
                         if SCALED:
                             scale = tl.load(s_ptr + (group * N + rows)).to(tl.int16, bitcast=True)
                 k = turn * STEP + inside
-                if EVEN_K:
+                if FEW:
+                    # Rows that are not there are zeros that cost no traffic.
+                    inside_x = real if EVEN_K else real & (first * STEP + from_k + k < K)
+                    x = tl.load(x_at + k, mask=inside_x, other=0.0)
+                elif EVEN_K:
                     x = tl.load(x_at + k)
                 else:
                     x = tl.load(x_at + k, mask=first * STEP + from_k + k < K, other=0.0)
-                zeros = tl.broadcast_to(zero, shape)
+                zeros = tl.broadcast_to(_zero_at(zero, j, BITS, DTYPE == tl.bfloat16), shape)
                 scales = tl.broadcast_to(scale, shape)
                 w = _values(a, b, d, zeros, scales, j, BITS, DTYPE, SCALED, PLAIN)
                 if PLAIN:  # the interpreter would multiply the bits of bfloat16 numbers
@@ -316,10 +399,15 @@ def lowbit_matmul(
         done = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
         if done == splits - 1:
             total = tl.zeros((BN, BM), tl.float32)
-            for other in tl.range(0, SPLIT if PLAIN else splits):
-                total += tl.load(
-                    part_ptr + other * size + at, mask=keep, other=0.0, cache_modifier=".cg"
-                )
+            # Eight at a time are under way; they are added in their order.
+            for other in tl.range(0, SPLIT if PLAIN else splits, 8):
+                for i in tl.static_range(8):
+                    total += tl.load(
+                        part_ptr + (other + i) * size + at,
+                        mask=keep & (other + i < splits),
+                        other=0.0,
+                        cache_modifier=".cg",
+                    )
             tl.store(out_ptr + at, total.to(DTYPE), mask=keep)
             tl.store(counter, 0)
 
@@ -369,7 +457,7 @@ def dequantize(
             scale = tl.load(s_ptr + (group * N + rows))
             if ZERO < 0:
                 zero = tl.load(z_ptr + (group * N + rows))
-        zeros = tl.broadcast_to(zero, (BN, C))
+        zeros = tl.broadcast_to(_zero_at(zero, j, BITS, DTYPE == tl.bfloat16), (BN, C))
         value = _values(a, b, d, zeros, zeros, j, BITS, DTYPE, False, PLAIN)
         value = (value.to(tl.float32) * scale.to(tl.float32)).to(DTYPE)
         at = rows.to(tl.int64) * K + k
