@@ -399,9 +399,9 @@ def lowbit_matmul(
         done = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
         if done == splits - 1:
             total = tl.zeros((BN, BM), tl.float32)
-            # Eight at a time are under way; they are added in their order.
-            for other in tl.range(0, SPLIT if PLAIN else splits, 8):
-                for i in tl.static_range(8):
+            # Of small tiles eight are under way at a time; they are added in their order.
+            for other in tl.range(0, SPLIT if PLAIN else splits, 8 if FEW else 1):
+                for i in tl.static_range(8 if FEW else 1):
                     total += tl.load(
                         part_ptr + (other + i) * size + at,
                         mask=keep & (other + i < splits),
