@@ -12,7 +12,12 @@ columns does not care for their order: both operands are permuted alike within 3
 words that a thread loads are the fragment that it multiplies. So weights never pass through shared
 memory, and no barrier is in the loop. Layouts must be spelled out for that, which Triton's language
 cannot do and Gluon, the language below it, can (https://triton-lang.org, ``triton.experimental``).
-Dequantization is that of ``triton_matmul.py``.
+Dequantization is that of ``triton_matmul.py``, but for the zero: with ``SUMMED`` a code is left too
+large, and what that adds to a product is taken from the sum of the activations, once for a whole
+group. The error of that is that of a float32 sum of terms some 30 times as large as the product's
+own, far below the rounding of its result. But a row of activations that holds an infinity, or
+numbers beyond 1e36, has differences of infinities, and comes out as NaN throughout where its
+products alone would be infinite or NaN.
 """
 
 # Gluon reads this file as its own language: neither types nor idioms of Python are its own.

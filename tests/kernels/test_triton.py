@@ -211,7 +211,7 @@ def test_the_rule_for_unmeasured_gpus_fits_what_it_is_asked_for() -> None:
                 launch = rule(problem, gpu)
                 assert launch.fits(problem)
                 assert launch.shared_bytes(problem) <= gpu.shared_bytes
-    assert [buckets(r) for r in (1, 2, 16, 17, 256, 257)] == [8, 8, 16, 32, 256, 1024]
+    assert [buckets(r) for r in (1, 2, 16, 17, 256, 257)] == [1, 8, 16, 32, 256, 1024]
 
 
 # The interpreter cuts bfloat16 numbers off where hardware rounds them.
