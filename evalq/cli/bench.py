@@ -71,7 +71,8 @@ def kernels(
     against: Annotated[
         str,
         typer.Option(
-            help="Peers beside the dense product: kernels by name, tinygemm, gemlite, marlin."
+            help="Peers beside the dense product, comma-separated: kernels by name, tinygemm, "
+            "gemlite, marlin."
         ),
     ] = "",
     scheme: Annotated[
