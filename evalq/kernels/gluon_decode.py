@@ -45,6 +45,9 @@ from evalq.kernels.triton_matmul import (
 
 __all__ = ["decode_matmul"]
 
+# Triton 3.7 gave it another name.
+_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
+
 
 @constexpr_function
 def _bits(count):
@@ -331,7 +334,7 @@ def decode_matmul(
         excess.store(gl.permute(gl.reshape(more, (DEEP, KS, MR, SPANS)), (0, 1, 3, 2)))
     none = gl.full((1, KS, BM, 32), 0, gl.int16, HELD_X)
     total = gl.zeros((KS, BN, BM), gl.float32, MMA)
-    gl.thread_barrier()
+    _barrier()
     # Unrolled: what a loop carries would be taken apart into halves of registers.
     for turn in gl.static_range(TURNS):
         words_next = words
@@ -424,7 +427,7 @@ def _store(
     else:
         size = M.to(gl.int64) * N
         gl.store(part_ptr + split * size + at, total, mask=keep)
-        gl.thread_barrier()
+        _barrier()
         done = gl.atomic_add(count_ptr + tile, 1, sem="acq_rel", scope="gpu")
         if done == splits - 1:
             total = gl.full((BN, BM), 0.0, gl.float32, total.type.layout)

@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.runtime.jit import constexpr_function
 
 from evalq.kernels.gluon_decode import (
+    _barrier,
     _launch_dependents,
     _load_groups,
     _load_turn,
@@ -44,6 +45,9 @@ from evalq.kernels.triton_matmul import (
 )
 
 __all__ = ["tiles_matmul"]
+
+# Triton 3.9 gave it another name.
+_async_load = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 
 
 @constexpr_function
@@ -103,7 +107,7 @@ def _copy(stages, at, last, x_at, column, there, K, STAGES: gl.constexpr, EVEN_K
     there = there & (at < last)
     if not EVEN_K:
         there = there & (column + at * 64 < K)
-    async_copy.async_copy_global_to_shared(stages.index(at % STAGES), x_at + at * 64, mask=there)
+    _async_load(stages.index(at % STAGES), x_at + at * 64, mask=there)
     async_copy.commit_group()
 
 
@@ -185,7 +189,7 @@ def tiles_matmul(
                 # done in every warp, so that its place can be filled again.
                 async_copy.wait_group(STAGES - 3)
                 fence_async_shared()
-                gl.thread_barrier()
+                _barrier()
                 _copy(stages, at + STAGES - 2, last, x_at, column, rows_there, K, STAGES, EVEN_K)
             x = stages.index(at % STAGES).slice(_inside(j * 32), 32, dim=1).permute((1, 0))
             acc = warpgroup_mma(w, x, acc, is_async=True)
@@ -221,7 +225,7 @@ def _finish(
         size = M.to(gl.int64) * N
         split = gl.program_id(2)
         gl.store(part_ptr + split * size + at, gl.convert_layout(total, ACROSS), mask=keep)
-        gl.thread_barrier()
+        _barrier()
         counter = count_ptr + gl.program_id(1) * gl.num_programs(0) + tile
         done = gl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
         if done == splits - 1:

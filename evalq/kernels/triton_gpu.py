@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +21,8 @@ __all__ = ["DENSE_ROWS", "TRITON", "TritonKernel", "interpreted"]
 _DECODE_ROWS = 16
 _OVERLAP = (9, 0)
 """Compute capability from which on a kernel may start before its predecessor has ended."""
+_GLUON = ((3, 6), (3, 9))
+"""The first and last version of Triton that ``gluon_decode`` and ``gluon_tiles`` compile with."""
 _WARPGROUPS = 9
 """The one major capability whose warpgroups multiply together."""
 DENSE_ROWS = {2: 1024, 3: 96, 4: 1024, 6: 128, 8: 256}
@@ -63,13 +64,14 @@ def _gpu(index: int) -> tuple[Gpu, tuple[int, int]]:
 
 @lru_cache(maxsize=1)
 def _has_gluon() -> bool:
-    """Whether Triton here has what ``gluon_decode`` is written in, which is not yet settled."""
-    try:
-        import_module("evalq.kernels.gluon_decode")
-        import_module("evalq.kernels.gluon_tiles")
-    except (ImportError, AttributeError):
-        return False
-    return True
+    """Whether this Triton is one whose Gluon the kernels are known to compile with.
+
+    Gluon is experimental, and names in it change: a Triton that nobody tried runs the other kernel.
+    """
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return _GLUON[0] <= version <= _GLUON[1]
 
 
 def _zero_bits(zeros: Tensor, bits: int, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ pytest.importorskip("triton.experimental.gluon")
 
 from evalq.kernels import triton_matmul
 from evalq.kernels.base import PackedWeight
-from evalq.kernels.triton_gpu import TRITON, _shared_zero, _way, _zero_bits
+from evalq.kernels.triton_gpu import TRITON, _has_gluon, _shared_zero, _way, _zero_bits
 from evalq.kernels.triton_launch import Gpu, Launch, Problem, launch_for, rule, tuned
 from evalq.kernels.triton_pack import SETS, pack_words
 from tests.kernels.gluon_host import launch, load_kernel, ptx
@@ -29,6 +30,15 @@ from tests.kernels.weights import TOLERANCE, dense64, make_weight, relative_erro
 
 HOPPER = Gpu("NVIDIA H200", 132, 232448, True, True)
 WHOLE_ROW = 2**30
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Operations here are tiny: threads would wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=2)
@@ -296,3 +306,20 @@ def test_they_compile_for_hopper_into_the_instructions_they_are_written_for() ->
     # A chunk of 128 columns in the loop: eight products of a warpgroup.
     assert second[1] == 8
     assert second[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "there"),
+    [("3.5.1", False), ("3.6.0", True), ("3.9.0+git1", True), ("3.10.0", False), ("4.0", False)],
+)
+def test_gluon_is_used_with_the_versions_of_triton_that_it_was_tried_with(
+    version: str, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+
+    monkeypatch.setattr(triton, "__version__", version)
+    _has_gluon.cache_clear()
+    try:
+        assert _has_gluon() is there
+    finally:
+        _has_gluon.cache_clear()
