@@ -31,16 +31,17 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.runtime.jit import constexpr_function
 
-from evalq.kernels.triton_matmul import (
-    _magic,
-    _part,
-    _parts,
-    _place,
-    _placed,
-    _sets,
-    _shift_asm,
-    _unit,
-    _words,
+from evalq.kernels.triton_bits import (
+    excess_of,
+    level_of,
+    lowest_of,
+    part_of,
+    parts_of,
+    raw_asm,
+    raw_form,
+    sets_of,
+    shift_asm,
+    words_of,
 )
 
 __all__ = ["decode_matmul"]
@@ -105,52 +106,6 @@ def _fill_layout(warps, columns):
 
 
 @constexpr_function
-def _excess(bits, j, bf16):
-    """By how much ``_values`` is larger than the code; a zero comes on top."""
-    return 0.0 if bits == 8 and bf16 else _magic(_place(bits, j, bf16), bf16)
-
-
-@constexpr_function
-def _lowest(bits, bf16):
-    """What a stored zero is larger by than the zero that ``_values`` leaves to be taken away."""
-    return 0.0 if bits == 8 and bf16 else _magic(0, bf16)
-
-
-@constexpr_function
-def _level(zero, bits, bf16):
-    """The zero of a symmetric scheme, of its stored bits."""
-    return float(zero - _unit(0, bf16)) if zero > 0 else 0.0
-
-
-@constexpr_function
-def _raw_asm(bits, j, bf16, zero):
-    """PTX of ``_values`` for a pair: $0 the values, from $1 on the shifted words."""
-    kind = "bf16x2" if bf16 else "f16x2"
-    place, parts = _placed(bits, j, bf16)
-    magic = f"0x{_unit(place, bf16) * 0x10001:08x}"
-    if bits == 8 and bf16:
-        # Two's complement: 128 + low seven bits, less 128 or, with the sign bit set, 256. The zero
-        # of a symmetric scheme is 0 there.
-        low = f"lop3.b32 t, $1, 0x007f007f, {magic}, 0xEA; "
-        high = f"lop3.b32 u, $1, 0x00800080, {magic}, 0xEA; "
-        return "{ .reg .b32 t, u; " + low + high + "sub.rn.bf16x2 $0, t, u; }"
-    lines = [".reg .b32 t, z;"]
-    for index, part in enumerate(parts):
-        to = "$0" if index == len(parts) - 1 and zero < 0 else "t"
-        onto = "t" if index else magic
-        lines.append(f"lop3.b32 {to}, ${1 + index}, 0x{part[2] * 0x10001:08x}, {onto}, 0xEA;")
-    if zero >= 0:
-        moved = ((zero - _unit(0, bf16)) << place) + _unit(place, bf16)
-        lines.append(f"mov.b32 z, 0x{moved * 0x10001:08x}; sub.rn.{kind} $0, t, z;")
-    return "{ " + " ".join(lines) + " }"
-
-
-@constexpr_function
-def _raw_constraints(parts):
-    return "=r" + ",r" * parts
-
-
-@constexpr_function
 def _group_of(column, group):
     """Which of a turn's groups a column lies in."""
     return column // group if group else 0
@@ -173,7 +128,7 @@ def _fragment(value, PARTS: gl.constexpr, ROWS: gl.constexpr):
 def _shifted(word, SHIFT: gl.constexpr):
     if SHIFT == 0:
         return word
-    TEXT: gl.constexpr = _shift_asm(SHIFT)
+    TEXT: gl.constexpr = shift_asm(SHIFT)
     return gl.inline_asm_elementwise(TEXT, "=r,r", [word], dtype=gl.int16, is_pure=True, pack=2)
 
 
@@ -183,20 +138,20 @@ def _values(
 ):  # fmt: skip
     """Codes of set ``j`` as numbers, each too large by ``_excess``, or less ZERO (bits)."""
     BF16: gl.constexpr = DTYPE == gl.bfloat16
-    PARTS: gl.constexpr = _parts(BITS, j)
-    TEXT: gl.constexpr = _raw_asm(BITS, j, BF16, ZERO)
-    FORM: gl.constexpr = _raw_constraints(PARTS)
-    FIRST: gl.constexpr = _part(BITS, j, 0, BF16, 0)
+    PARTS: gl.constexpr = parts_of(BITS, j)
+    TEXT: gl.constexpr = raw_asm(BITS, j, BF16, ZERO)
+    FORM: gl.constexpr = raw_form(PARTS)
+    FIRST: gl.constexpr = part_of(BITS, j, 0, BF16, 0)
     first = a if FIRST == 0 else (b if FIRST == 1 else c)
-    first = _shifted(first, _part(BITS, j, 0, BF16, 1))
+    first = _shifted(first, part_of(BITS, j, 0, BF16, 1))
     if PARTS == 3:
-        second = _shifted(b, _part(BITS, j, 1, BF16, 1))
-        third = _shifted(c, _part(BITS, j, 2, BF16, 1))
+        second = _shifted(b, part_of(BITS, j, 1, BF16, 1))
+        third = _shifted(c, part_of(BITS, j, 2, BF16, 1))
         return gl.inline_asm_elementwise(
             TEXT, FORM, [first, second, third], dtype=DTYPE.value, is_pure=True, pack=2
         )
     if PARTS == 2:
-        second = _shifted(c, _part(BITS, j, 1, BF16, 1))
+        second = _shifted(c, part_of(BITS, j, 1, BF16, 1))
         return gl.inline_asm_elementwise(
             TEXT, FORM, [first, second], dtype=DTYPE.value, is_pure=True, pack=2
         )
@@ -210,12 +165,12 @@ def _sums(x, ROWS: gl.constexpr, STEP: gl.constexpr, SPAN: gl.constexpr, BITS: g
 
     ``x`` ``[ROWS, STEP]``; both results float32 ``[ROWS, STEP / SPAN]``.
     """
-    SETS: gl.constexpr = _sets(BITS)
+    SETS: gl.constexpr = sets_of(BITS)
     by_set = gl.sum(gl.reshape(x.to(gl.float32), (ROWS, STEP // 32, 32)), axis=2)
     index = gl.arange(0, STEP // 32, layout=gl.SliceLayout(0, by_set.type.layout)) % SETS
     excess = gl.full((STEP // 32,), 0.0, gl.float32, gl.SliceLayout(0, by_set.type.layout))
     for j in gl.static_range(SETS):
-        excess = gl.where(index == j, _excess(BITS, j, BF16), excess)
+        excess = gl.where(index == j, excess_of(BITS, j, BF16), excess)
     scaled = by_set * excess[None, :]
     plain = gl.sum(gl.reshape(by_set, (ROWS, STEP // SPAN, SPAN // 32)), axis=2)
     return plain, gl.sum(gl.reshape(scaled, (ROWS, STEP // SPAN, SPAN // 32)), axis=2)
@@ -260,8 +215,8 @@ def decode_matmul(
     """
     DTYPE: gl.constexpr = x_ptr.dtype.element_ty
     BF16: gl.constexpr = DTYPE == gl.bfloat16
-    SETS: gl.constexpr = _sets(BITS)
-    WORDS: gl.constexpr = _words(BITS)
+    SETS: gl.constexpr = sets_of(BITS)
+    WORDS: gl.constexpr = words_of(BITS)
     CHUNK: gl.constexpr = SETS * 32
     CHUNKS: gl.constexpr = STEP // CHUNK
     BLOCKS: gl.constexpr = CHUNKS * WORDS
@@ -280,8 +235,8 @@ def decode_matmul(
     SPAN: gl.constexpr = min(STEP, GROUP) if GROUP > 0 else STEP
     SPANS: gl.constexpr = STEP // SPAN
     # A stored zero is the bits of itself more than this; see triton_gpu.
-    LOWEST: gl.constexpr = _lowest(BITS, BF16)
-    ZERO_LEVEL: gl.constexpr = _level(ZERO, BITS, BF16)
+    LOWEST: gl.constexpr = lowest_of(BITS, BF16)
+    ZERO_LEVEL: gl.constexpr = level_of(ZERO, BITS, BF16)
     tile = gl.program_id(0)
     split = gl.program_id(1)
     # Rows beyond the edge read the last row again, and are not stored.

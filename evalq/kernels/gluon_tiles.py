@@ -33,15 +33,15 @@ from evalq.kernels.gluon_decode import (
     _shifted,
     _wait,
 )
-from evalq.kernels.triton_matmul import (
-    _asm,
-    _constraints,
-    _part,
-    _parts,
-    _place,
-    _sets,
-    _unit,
-    _words,
+from evalq.kernels.triton_bits import (
+    less_zero_asm,
+    less_zero_form,
+    part_of,
+    parts_of,
+    place_of,
+    sets_of,
+    unit,
+    words_of,
 )
 
 __all__ = ["tiles_matmul"]
@@ -70,20 +70,20 @@ def _starts(column):
 def _scaled(a, b, c, zero, scale, j: gl.constexpr, BITS: gl.constexpr, DTYPE: gl.constexpr):
     """``(code - zero) * scale`` of set ``j``, rounded to DTYPE; see ``triton_matmul``."""
     BF16: gl.constexpr = DTYPE == gl.bfloat16
-    PARTS: gl.constexpr = _parts(BITS, j)
-    TEXT: gl.constexpr = _asm(BITS, j, BF16, True)
-    FORM: gl.constexpr = _constraints(PARTS)
-    FIRST: gl.constexpr = _part(BITS, j, 0, BF16, 0)
+    PARTS: gl.constexpr = parts_of(BITS, j)
+    TEXT: gl.constexpr = less_zero_asm(BITS, j, BF16, True)
+    FORM: gl.constexpr = less_zero_form(PARTS)
+    FIRST: gl.constexpr = part_of(BITS, j, 0, BF16, 0)
     first = a if FIRST == 0 else (b if FIRST == 1 else c)
-    first = _shifted(first, _part(BITS, j, 0, BF16, 1))
+    first = _shifted(first, part_of(BITS, j, 0, BF16, 1))
     if PARTS == 3:
-        second = _shifted(b, _part(BITS, j, 1, BF16, 1))
-        third = _shifted(c, _part(BITS, j, 2, BF16, 1))
+        second = _shifted(b, part_of(BITS, j, 1, BF16, 1))
+        third = _shifted(c, part_of(BITS, j, 2, BF16, 1))
         return gl.inline_asm_elementwise(
             TEXT, FORM, [zero, scale, first, second, third], dtype=DTYPE.value, is_pure=True, pack=2
         )
     if PARTS == 2:
-        second = _shifted(c, _part(BITS, j, 1, BF16, 1))
+        second = _shifted(c, part_of(BITS, j, 1, BF16, 1))
         return gl.inline_asm_elementwise(
             TEXT, FORM, [zero, scale, first, second], dtype=DTYPE.value, is_pure=True, pack=2
         )
@@ -95,10 +95,10 @@ def _scaled(a, b, c, zero, scale, j: gl.constexpr, BITS: gl.constexpr, DTYPE: gl
 @gluon.jit
 def _zero_at(zero, j: gl.constexpr, BITS: gl.constexpr, BF16: gl.constexpr):
     """Bits of a zero as they are stored, moved to the place of ``j``."""
-    PLACE: gl.constexpr = _place(BITS, j, BF16)
+    PLACE: gl.constexpr = place_of(BITS, j, BF16)
     if PLACE == 0:
         return zero
-    return (((zero - _unit(0, BF16)) << PLACE) + _unit(PLACE, BF16)).to(gl.int16)
+    return (((zero - unit(0, BF16)) << PLACE) + unit(PLACE, BF16)).to(gl.int16)
 
 
 @gluon.jit
@@ -129,8 +129,8 @@ def tiles_matmul(
     """
     DTYPE: gl.constexpr = x_ptr.dtype.element_ty
     BF16: gl.constexpr = DTYPE == gl.bfloat16
-    SETS: gl.constexpr = _sets(BITS)
-    WORDS: gl.constexpr = _words(BITS)
+    SETS: gl.constexpr = sets_of(BITS)
+    WORDS: gl.constexpr = words_of(BITS)
     CHUNK: gl.constexpr = SETS * 32
     COPIES: gl.constexpr = CHUNK // 64
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BM, 16])

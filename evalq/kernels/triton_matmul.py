@@ -27,117 +27,20 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from evalq.kernels.triton_bits import (
+    less_zero_asm,
+    less_zero_form,
+    magic,
+    part_of,
+    parts_of,
+    place_of,
+    sets_of,
+    shift_asm,
+    unit,
+    words_of,
+)
+
 __all__ = ["dequantize", "lowbit_matmul"]
-
-
-@triton.constexpr_function
-def _sets(bits):
-    return {2: 8, 3: 16, 4: 4, 6: 8, 8: 2}[bits]
-
-
-@triton.constexpr_function
-def _words(bits):
-    return {2: 1, 3: 3, 4: 1, 6: 3, 8: 1}[bits]
-
-
-@triton.constexpr_function
-def _fields(bits, j):
-    """Where code ``j`` lies: ``(word, shift right, mask after the shift)`` of each of its parts."""
-    if bits == 3:
-        if j == 15:  # the top bits of all three words
-            return ((0, 15, 1), (1, 14, 2), (2, 13, 4))
-        return ((j // 5, 3 * (j % 5), 7),)
-    if bits == 6:
-        if j >= 6:  # the top four bits of one word, and two of the top four of the third
-            return ((j - 6, 12, 15), (2, 8 if j == 6 else 10, 48))
-        return ((j // 2, 6 * (j % 2), 63),)
-    return ((0, bits * j, (1 << bits) - 1),)
-
-
-@triton.constexpr_function
-def _placed(bits, j, bf16):
-    """Where code ``j`` meets the mantissa: its place, and ``(word, shift, mask)`` of its parts.
-
-    A code need not start at the mantissa's lowest bit: at bit ``place`` of 7 (or 10) it counts
-    whole units too if the exponent is that much lower. So one shift of a word serves as many
-    codes as the mantissa holds.
-    """
-    fields = _fields(bits, j)
-    mantissa = 7 if bf16 else 10
-    if bits not in (2, 3, 4) or bits > mantissa:
-        return 0, fields
-    offset = 0  # the shift of the word's last codes
-    offsets = {}
-    for index in range(16 // bits):
-        at = bits * index
-        if at - offset + bits > mantissa:
-            offset = at
-        offsets[at] = offset
-    if bits == 3:
-        # The last codes of the three words are shifted one less each, which leaves their top bits,
-        # the sixteenth code, side by side.
-        last = max(offsets.values())
-        if j == 15:
-            return 15 - last, tuple((w, last - w, 1 << (15 - last + w)) for w in range(3))
-        word, at = j // 5, fields[0][1]
-        shift = offsets[at] - (word if offsets[at] == last else 0)
-        return at - shift, ((word, shift, 7 << (at - shift)),)
-    word, at, mask = fields[0]
-    return at - offsets[at], ((word, offsets[at], mask << (at - offsets[at])),)
-
-
-@triton.constexpr_function
-def _place(bits, j, bf16):
-    return _placed(bits, j, bf16)[0]
-
-
-@triton.constexpr_function
-def _unit(place, bf16):
-    """Bits of the number whose mantissa counts in ones from bit ``place`` on."""
-    return (127 + 7 - place) << 7 if bf16 else (15 + 10 - place) << 10
-
-
-@triton.constexpr_function
-def _magic(place, bf16):
-    """The number itself."""
-    return 2.0 ** ((7 if bf16 else 10) - place)
-
-
-@triton.constexpr_function
-def _part(bits, j, index, bf16, what):
-    return _placed(bits, j, bf16)[1][index][what]
-
-
-@triton.constexpr_function
-def _parts(bits, j):
-    return len(_fields(bits, j))
-
-
-@triton.constexpr_function
-def _asm(bits, j, bf16, scaled):
-    """PTX for a pair: $0 the values, $1 the zero, $2 the scale, from $3 on the shifted words."""
-    kind = "bf16x2" if bf16 else "f16x2"
-    place, parts = _placed(bits, j, bf16)
-    magic = f"0x{_unit(place, bf16) * 0x10001:08x}"
-    lines = [".reg .b32 t, u;"]
-    for index, part in enumerate(parts):
-        source = f"${3 + index}"
-        wide = f"0x{part[2] * 0x10001:08x}"
-        if bits == 8 and bf16:
-            # Eight bits do not fit into the seven of the mantissa, but the code is stored as
-            # two's complement: 128 + low seven bits, less 128 or, with the sign bit set, 256.
-            lines.append(f"lop3.b32 t, {source}, 0x007f007f, {magic}, 0xEA;")
-            lines.append(f"lop3.b32 u, {source}, 0x00800080, {magic}, 0xEA;")
-            lines.append(f"sub.rn.{kind} t, t, u;")
-        elif index:
-            lines.append(f"lop3.b32 t, {source}, {wide}, t, 0xEA;")
-        else:
-            lines.append(f"lop3.b32 t, {source}, {wide}, {magic}, 0xEA;")
-    last = "t" if scaled else "$0"
-    lines.append(f"sub.rn.{kind} {last}, t, $1;")
-    if scaled:
-        lines.append(f"mul.rn.{kind} $0, t, $2;")
-    return "{ " + " ".join(lines) + " }"
 
 
 @triton.jit
@@ -145,18 +48,8 @@ def _shifted(word, SHIFT: tl.constexpr):
     """Pairs of words shifted right as one; bits that cross over are masked away later."""
     if SHIFT == 0:
         return word
-    TEXT: tl.constexpr = _shift_asm(SHIFT)
+    TEXT: tl.constexpr = shift_asm(SHIFT)
     return tl.inline_asm_elementwise(TEXT, "=r,r", [word], dtype=tl.int16, is_pure=True, pack=2)
-
-
-@triton.constexpr_function
-def _shift_asm(shift):
-    return f"shr.b32 $0, $1, {shift};"
-
-
-@triton.constexpr_function
-def _constraints(parts):
-    return "=r,r,r" + ",r" * parts
 
 
 @triton.jit
@@ -208,24 +101,24 @@ def _values(
             code = tl.where(code >= 128, code - 256, code)
             value = code - level
         else:
-            value = code - (level - _magic(_place(BITS, j, BF16), BF16))
+            value = code - (level - magic(place_of(BITS, j, BF16), BF16))
         if SCALED:
             value = value * scale.to(DTYPE, bitcast=True).to(tl.float32)
         return value.to(DTYPE)
-    PARTS: tl.constexpr = _parts(BITS, j)
-    TEXT: tl.constexpr = _asm(BITS, j, BF16, SCALED)
-    FORM: tl.constexpr = _constraints(PARTS)
-    FIRST: tl.constexpr = _part(BITS, j, 0, BF16, 0)
+    PARTS: tl.constexpr = parts_of(BITS, j)
+    TEXT: tl.constexpr = less_zero_asm(BITS, j, BF16, SCALED)
+    FORM: tl.constexpr = less_zero_form(PARTS)
+    FIRST: tl.constexpr = part_of(BITS, j, 0, BF16, 0)
     first = a if FIRST == 0 else (b if FIRST == 1 else c)
-    first = _shifted(first, _part(BITS, j, 0, BF16, 1))
+    first = _shifted(first, part_of(BITS, j, 0, BF16, 1))
     if PARTS == 3:
-        second = _shifted(b, _part(BITS, j, 1, BF16, 1))
-        third = _shifted(c, _part(BITS, j, 2, BF16, 1))
+        second = _shifted(b, part_of(BITS, j, 1, BF16, 1))
+        third = _shifted(c, part_of(BITS, j, 2, BF16, 1))
         return tl.inline_asm_elementwise(
             TEXT, FORM, [zero, scale, first, second, third], dtype=DTYPE.value, is_pure=True, pack=2
         )
     if PARTS == 2:
-        second = _shifted(c, _part(BITS, j, 1, BF16, 1))
+        second = _shifted(c, part_of(BITS, j, 1, BF16, 1))
         return tl.inline_asm_elementwise(
             TEXT, FORM, [zero, scale, first, second], dtype=DTYPE.value, is_pure=True, pack=2
         )
@@ -237,10 +130,10 @@ def _values(
 @triton.jit
 def _zero_at(zero, j: tl.constexpr, BITS: tl.constexpr, BF16: tl.constexpr):
     """Bits of a zero as they are stored (at the mantissa's lowest bit), moved to the place of j."""
-    PLACE: tl.constexpr = _place(BITS, j, BF16)
+    PLACE: tl.constexpr = place_of(BITS, j, BF16)
     if PLACE == 0:
         return zero
-    return (((zero - _unit(0, BF16)) << PLACE) + _unit(PLACE, BF16)).to(tl.int16)
+    return (((zero - unit(0, BF16)) << PLACE) + unit(PLACE, BF16)).to(tl.int16)
 
 
 # Neither is worth a kernel of its own when it is 1 or a multiple of 16.
@@ -291,8 +184,8 @@ def lowbit_matmul(
         PDL: launched while the kernel before may still run, which is waited for here.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    SETS: tl.constexpr = _sets(BITS)
-    WORDS: tl.constexpr = _words(BITS)
+    SETS: tl.constexpr = sets_of(BITS)
+    WORDS: tl.constexpr = words_of(BITS)
     CHUNK: tl.constexpr = SETS * C
     CHUNKS: tl.constexpr = STEP // CHUNK
     FEW: tl.constexpr = BM <= 16
@@ -433,8 +326,8 @@ def dequantize(
     those of ``lowbit_matmul``.
     """
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
-    SETS: tl.constexpr = _sets(BITS)
-    WORDS: tl.constexpr = _words(BITS)
+    SETS: tl.constexpr = sets_of(BITS)
+    WORDS: tl.constexpr = words_of(BITS)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     chunk = tl.program_id(1)
     c = tl.arange(0, C)

@@ -20,7 +20,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 pytest.importorskip("triton.experimental.gluon")
 
-from evalq.kernels import triton_matmul
+from evalq.kernels import triton_bits
 from evalq.kernels.base import PackedWeight
 from evalq.kernels.triton_gpu import TRITON, _has_gluon, _shared_zero, _way, _zero_bits
 from evalq.kernels.triton_launch import Gpu, Launch, Problem, launch_for, rule, tuned
@@ -174,7 +174,7 @@ def test_zeros_and_outliers() -> None:
 
 
 def _shifted(word: Tensor, shift: int) -> Tensor:
-    return ptx(triton_matmul._shift_asm(shift), [word]) if shift else word
+    return ptx(triton_bits.shift_asm(shift), [word]) if shift else word
 
 
 @pytest.mark.parametrize("way", ["minus zero", "scaled", "raw", "raw minus zero"])
@@ -187,15 +187,14 @@ def test_the_bit_tricks_give_each_code(bits: int, dtype: torch.dtype, way: str) 
     stored = codes ^ 0x80 if bits == 8 and bf16 else codes
     words = pack_words(stored, bits, 32)[0].to(torch.int64) & 0xFFFF  # [words, rows, 32]
     pairs = words[..., ::2] | words[..., 1::2] << 16
-    decode = kernel("gluon_decode")
     for zero in range(1 << bits) if bits < 8 else (0, 1, 127, 128, 200, 255):
         level = int(_zero_bits(torch.tensor([zero], dtype=torch.uint8), bits, dtype)) & 0xFFFF
         for j in range(SETS[bits]):
-            place, parts = triton_matmul._placed(bits, j, bf16)
+            place, parts = triton_bits.placed(bits, j, bf16)
             args = [_shifted(pairs[word], shift) for word, shift, _ in parts]
-            unit = triton_matmul._unit(0, bf16)
+            unit = triton_bits.unit(0, bf16)
             moved = (
-                level if not place else ((level - unit) << place) + triton_matmul._unit(place, bf16)
+                level if not place else ((level - unit) << place) + triton_bits.unit(place, bf16)
             )
             expected = codes[:, 32 * j : 32 * j + 32].to(torch.float32) - zero
             zeros = torch.tensor(moved * 0x10001)
@@ -207,14 +206,14 @@ def test_the_bit_tricks_give_each_code(bits: int, dtype: torch.dtype, way: str) 
                     if way == "raw":
                         expected = expected + zero - 128
                 elif way == "raw":
-                    expected = expected + zero + decode._excess(bits, j, bf16)
-                text = decode._raw_asm(bits, j, bf16, level if way == "raw minus zero" else -1)
+                    expected = expected + zero + triton_bits.excess_of(bits, j, bf16)
+                text = triton_bits.raw_asm(bits, j, bf16, level if way == "raw minus zero" else -1)
                 got = ptx(text, args)
             else:
                 scaled = way == "scaled"
                 expected = expected * 2 if scaled else expected
                 scale = torch.tensor(two)
-                got = ptx(triton_matmul._asm(bits, j, bf16, scaled), [zeros, scale, *args])
+                got = ptx(triton_bits.less_zero_asm(bits, j, bf16, scaled), [zeros, scale, *args])
             both = torch.stack([got & 0xFFFF, got >> 16], -1).flatten(-2).to(torch.int16)
             assert torch.equal(both.view(dtype).to(torch.float32), expected), (zero, j)
 
