@@ -89,13 +89,13 @@ class LLM:
         max_model_len: int | None = None,
         max_num_batched_tokens: int | None = None,
     ) -> None:
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"unknown dtype {dtype}")
         path = Path(model)
         config = json.loads((path / "config.json").read_text())
         quantized = "quantization_config" in config
-        plan = EnginePlan(dtype="float32", device="cpu")
+        plan = EnginePlan(dtype=dtype, device="cpu")
         self._loaded = load_artifact(path, plan) if quantized else load_parent(model, plan)
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"unknown dtype {dtype}")
         assert max_model_len is not None
         self._longest = max_model_len
         LLM.made.append({"model": model, "dtype": dtype, "max_model_len": max_model_len})
