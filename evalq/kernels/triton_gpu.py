@@ -270,111 +270,105 @@ class TritonKernel:
             raise KernelError(f"{launch} has more tiles than the weight has counters")
         result = x.new_empty(rows, out)
         partial = x.new_empty(split * rows * out if split > 1 else 1, dtype=torch.float32)
+        words, scales, zeros, counters = packed.tensors
+        operands = (
+            x,
+            words,
+            scales,
+            zeros,
+            result,
+            partial,
+            counters,
+            rows,
+            out,
+            x.shape[1],
+            split,
+        )
+        same = {
+            "BITS": problem.bits,
+            "ZERO": _shared_zero(packed) if packed.scheme.symmetric else -1,
+            "BN": launch.bn,
+            "BM": launch.bm,
+            "num_warps": launch.warps,
+        }
         start = {"triton": _launch_triton, "decode": _launch_decode, "tiles": _launch_tiles}
-        start[launch.kernel](x, packed, launch, problem, result, partial)
+        start[launch.kernel](tiles, operands, same, launch, problem)
         return result
 
 
 def _launch_triton(
-    x: Tensor,
-    packed: PackedWeight,
+    tiles: tuple[int, int],
+    operands: tuple[Any, ...],
+    same: dict[str, Any],
     launch: Launch,
     problem: Problem,
-    result: Tensor,
-    partial: Tensor,
 ) -> None:
     from evalq.kernels.triton_matmul import lowbit_matmul
 
-    words, scales, zeros, counters = packed.tensors
-    (rows, columns), out = x.shape, packed.shape[0]
-    turns, split = launch.turns(problem), launch.split
-    overlap = x.is_cuda and _gpu(x.device.index or 0)[1] >= _OVERLAP
+    turns, device = launch.turns(problem), operands[0].device
+    overlap = device.type == "cuda" and _gpu(device.index or 0)[1] >= _OVERLAP
     lowbit: Any = lowbit_matmul
-    lowbit[(-(-out // launch.bn), -(-rows // launch.bm), split)](
-        x, words, scales, zeros, result, partial, counters,
-        rows, out, columns, turns, split,
-        BITS=problem.bits,
+    lowbit[(*tiles, launch.split)](
+        *operands[:-1], turns, launch.split, **same,
         C=problem.width,
         GROUP=problem.group,
-        ZERO=_shared_zero(packed) if packed.scheme.symmetric else -1,
-        EVEN_K=problem.padded == columns,
+        EVEN_K=problem.padded == problem.columns,
         SCALED=launch.scaled,
-        SPLIT=split if interpreted() else min(split, 2),
-        BN=launch.bn,
-        BM=launch.bm,
+        SPLIT=launch.split if interpreted() else min(launch.split, 2),
         KS=launch.ks,
         STEP=launch.step,
         STAGES=launch.stages,
         PLAIN=turns if interpreted() else 0,
         PDL=overlap,
-        num_warps=launch.warps,
         launch_pdl=overlap,
     )  # fmt: skip
 
 
 def _launch_decode(
-    x: Tensor,
-    packed: PackedWeight,
+    tiles: tuple[int, int],
+    operands: tuple[Any, ...],
+    same: dict[str, Any],
     launch: Launch,
     problem: Problem,
-    result: Tensor,
-    partial: Tensor,
 ) -> None:
     from evalq.kernels.gluon_decode import decode_matmul
 
-    words, scales, zeros, counters = packed.tensors
-    (rows, columns), out = x.shape, packed.shape[0]
     turns = launch.turns(problem)
     decode: Any = decode_matmul
-    decode[(-(-out // launch.bn), launch.split)](
-        x, words, scales, zeros, result, partial, counters,
-        rows, out, columns, launch.split,
-        BITS=problem.bits,
+    decode[(tiles[0], launch.split)](
+        *operands, **same,
         GROUP=problem.group,
-        ZERO=_shared_zero(packed) if packed.scheme.symmetric else -1,
         SPLIT=min(launch.split, 2),
-        BN=launch.bn,
-        BM=launch.bm,
-        MR=launch.held(rows),
+        MR=launch.held(problem.rows),
         KS=launch.ks,
         STEP=launch.step,
         TURNS=turns,
         DEEP=1 << (turns - 1).bit_length(),
-        SUMMED=launch.summed or not packed.scheme.symmetric,
+        SUMMED=launch.summed or same["ZERO"] < 0,
         PDL=True,
         WARPS=launch.warps,
-        num_warps=launch.warps,
         launch_pdl=True,
     )  # fmt: skip
 
 
 def _launch_tiles(
-    x: Tensor,
-    packed: PackedWeight,
+    tiles: tuple[int, int],
+    operands: tuple[Any, ...],
+    same: dict[str, Any],
     launch: Launch,
     problem: Problem,
-    result: Tensor,
-    partial: Tensor,
 ) -> None:
     from evalq.kernels.gluon_tiles import tiles_matmul
 
-    words, scales, zeros, counters = packed.tensors
-    (rows, columns), out = x.shape, packed.shape[0]
-    tiles: Any = tiles_matmul
-    tiles[(-(-out // launch.bn), -(-rows // launch.bm), launch.split)](
-        x, words, scales, zeros, result, partial, counters,
-        rows, out, columns, launch.split, launch.turns(problem),
-        BITS=problem.bits,
+    kernel: Any = tiles_matmul
+    kernel[(*tiles, launch.split)](
+        *operands, launch.turns(problem), **same,
         GROUP=problem.group or _WHOLE_ROW,
-        ZERO=_shared_zero(packed) if packed.scheme.symmetric else -1,
-        EVEN_K=problem.padded == columns,
+        EVEN_K=problem.padded == problem.columns,
         SPLIT=min(launch.split, 2),
-        BN=launch.bn,
-        BM=launch.bm,
         STAGES=launch.stages,
         PDL=True,
         WARPS=launch.warps,
-        num_warps=launch.warps,
         launch_pdl=True,
     )  # fmt: skip
 
