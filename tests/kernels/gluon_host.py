@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _NAMES = {
     "int1": torch.bool, "int16": torch.int16, "int32": torch.int32, "int64": torch.int64,
     "float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32,
 }  # fmt: skip
+_OURS = ("evalq.kernels.gluon_decode", "evalq.kernels.gluon_tiles")
 
 
 class Kind:
@@ -309,18 +310,14 @@ def _modules() -> dict[str, types.ModuleType]:
     return found
 
 
-def _modules_of_evalq() -> Iterator[str]:
-    return iter(("evalq.kernels.gluon_decode", "evalq.kernels.gluon_tiles"))
-
-
 def load_kernel(name: str) -> types.ModuleType:
     """``evalq.kernels.<name>``, its source run in the language of this module."""
     import evalq.kernels
 
-    replaced = {**_modules()}
-    kept = {key: sys.modules.get(key) for key in (*replaced, *_modules_of_evalq())}
+    replaced = _modules()
+    kept = {key: sys.modules.get(key) for key in (*replaced, *_OURS)}
     try:
-        for key in _modules_of_evalq():
+        for key in _OURS:
             sys.modules.pop(key, None)
         sys.modules.update(replaced)
         module = types.ModuleType(f"host_{name}")
